@@ -1,0 +1,1 @@
+//! Brokers of Synapse: memory, embedded log, Redis Streams.

@@ -1,0 +1,1 @@
+//! Events, batches, positions and the interfaces of Synapse. No I/O.

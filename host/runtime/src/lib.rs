@@ -1,0 +1,1 @@
+//! Runs Synapse plugins: the only crate that names wasmtime.

@@ -1,0 +1,1 @@
+//! The Synapse host: configuration, wiring, HTTP and command line.

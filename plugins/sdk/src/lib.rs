@@ -1,0 +1,1 @@
+//! Write plugins for Synapse, the event bus programmed with WebAssembly.

@@ -1,0 +1,1 @@
+//! Tests of Synapse with real brokers, real components and the real binary.
