@@ -1,1 +1,8 @@
-//! Brokers of Synapse: memory, embedded log, Redis Streams.
+//! The brokers: memory, the embedded log, Redis Streams; and the contract that each of them keeps.
+//!
+//! This crate must not know the engine, plugins or wasm.
+
+pub mod contract;
+pub mod embedded;
+pub mod memory;
+pub mod redis;

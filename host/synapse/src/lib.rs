@@ -1,1 +1,3 @@
 //! The Synapse host: configuration, wiring, HTTP and command line.
+
+pub mod plugin;

@@ -1,0 +1,1 @@
+//! Encodings of events outside: CloudEvents JSON, Kafka-style headers, Redis fields.
