@@ -118,8 +118,8 @@ pub trait Source: Send {
 /// Events of one partition, in order, with their places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceBatch {
-    /// The events.
-    pub events: Batch,
+    /// The events; shared, since many pipelines may work on one batch.
+    pub events: Arc<Batch>,
     /// The place of each event; ascending, except that entries a group hands out again come before newer ones.
     pub offsets: Vec<Offset>,
     /// Entries that were no events, with their bytes.

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
+use synapse_core::stage::{Digest, PluginKind};
 
-use super::component::{self, Kind, World};
+use super::component::{self, World};
 
 /// The target plugins are built for: it has no WASI, so a plugin cannot ask for any.
 pub const TARGET: &str = "wasm32-unknown-unknown";
@@ -43,10 +44,10 @@ pub struct BuiltPlugin {
     pub bytes: Vec<u8>,
     /// Its length in bytes.
     pub size: usize,
-    /// SHA-256 of the bytes, in lower-case hexadecimal.
-    pub digest: String,
+    /// SHA-256 of the bytes; displays as 64 hexadecimal digits.
+    pub digest: Digest,
     /// Filter, transform or router.
-    pub kind: Kind,
+    pub kind: PluginKind,
     /// Columns or records.
     pub world: World,
     /// The grants it wants, sorted.
@@ -75,9 +76,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The standard library for the target is missing.
-    #[error(
-        "Rust on this machine cannot build for {TARGET} yet: run `rustup target add {TARGET}` and try again"
-    )]
+    #[error("Rust on this machine cannot build for {TARGET} yet: run `rustup target add {TARGET}` and try again")]
     NoTarget,
     /// The compiler found errors.
     #[error("{} does not compile for {TARGET}{}", .dir.display(), indented(.output))]
@@ -152,10 +151,7 @@ pub fn build_crate(manifest_dir: &Path, options: &BuildOptions) -> Result<BuiltP
         path: module_path.clone(),
         source,
     })?;
-    let not_a_plugin = |source| Error::NotAPlugin {
-        dir: dir.clone(),
-        source,
-    };
+    let not_a_plugin = |source| Error::NotAPlugin { dir: dir.clone(), source };
     let bytes = component::from_module(&module).map_err(not_a_plugin)?;
     let shape = component::inspect(&bytes).map_err(not_a_plugin)?;
     let path = match &options.out {
@@ -179,10 +175,7 @@ fn run_cargo(dir: &Path, options: &BuildOptions) -> Result<PathBuf, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = cargo_command(&cargo, dir, options)
         .output()
-        .map_err(|source| Error::NoCargo {
-            cargo: PathBuf::from(&cargo),
-            source,
-        })?;
+        .map_err(|source| Error::NoCargo { cargo: PathBuf::from(&cargo), source })?;
     if !output.status.success() {
         if !has_target(dir) {
             return Err(Error::NoTarget);
@@ -201,21 +194,13 @@ fn cargo_command(cargo: &OsString, dir: &Path, options: &BuildOptions) -> Comman
         .current_dir(dir)
         .args(["build", "--release", "--lib", "--target", TARGET])
         .arg("--message-format=json-render-diagnostics");
-    for setting in [
-        "codegen-units=1",
-        "debug=false",
-        "lto=true",
-        "panic=\"abort\"",
-        "strip=\"symbols\"",
-    ] {
-        command
-            .arg("--config")
-            .arg(format!("profile.release.{setting}"));
+    for setting in ["codegen-units=1", "debug=false", "lto=true", "panic=\"abort\"", "strip=\"symbols\""] {
+        command.arg("--config").arg(format!("profile.release.{setting}"));
     }
     if !sets_stack_size(dir) {
-        command.arg("--config").arg(format!(
-            "target.{TARGET}.rustflags=[\"-Clink-arg=-zstack-size={SHADOW_STACK_BYTES}\"]"
-        ));
+        command
+            .arg("--config")
+            .arg(format!("target.{TARGET}.rustflags=[\"-Clink-arg=-zstack-size={SHADOW_STACK_BYTES}\"]"));
     }
     if let Some(target_dir) = &options.target_dir {
         command.arg("--target-dir").arg(target_dir);
@@ -223,11 +208,7 @@ fn cargo_command(cargo: &OsString, dir: &Path, options: &BuildOptions) -> Comman
     if !options.features.is_empty() {
         command.arg("--features").arg(options.features.join(","));
     }
-    for (wanted, flag) in [
-        (options.locked, "--locked"),
-        (options.offline, "--offline"),
-        (options.quiet, "--quiet"),
-    ] {
+    for (wanted, flag) in [(options.locked, "--locked"), (options.offline, "--offline"), (options.quiet, "--quiet")] {
         if wanted {
             command.arg(flag);
         }
@@ -237,11 +218,7 @@ fn cargo_command(cargo: &OsString, dir: &Path, options: &BuildOptions) -> Comman
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(if options.quiet {
-            Stdio::piped()
-        } else {
-            Stdio::inherit()
-        });
+        .stderr(if options.quiet { Stdio::piped() } else { Stdio::inherit() });
     command
 }
 
@@ -260,14 +237,9 @@ fn sets_stack_size(dir: &Path) -> bool {
 /// words are shown.
 fn has_target(dir: &Path) -> bool {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
-    let asked = Command::new(rustc)
-        .current_dir(dir)
-        .args(["--print", "target-libdir", "--target", TARGET])
-        .output();
+    let asked = Command::new(rustc).current_dir(dir).args(["--print", "target-libdir", "--target", TARGET]).output();
     match asked {
-        Ok(output) if output.status.success() => {
-            Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir()
-        }
+        Ok(output) if output.status.success() => Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir(),
         _ => true,
     }
 }
@@ -295,13 +267,9 @@ fn one_module(dir: &Path, messages: &str) -> Result<PathBuf, Error> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
         .filter(|message| message.reason == "compiler-artifact")
-        .filter(|message| {
-            message.manifest_path.starts_with(dir) || message.manifest_path.starts_with(&inside)
-        })
+        .filter(|message| message.manifest_path.starts_with(dir) || message.manifest_path.starts_with(&inside))
         .filter_map(|message| {
-            let target = message
-                .target
-                .filter(|target| target.kind.iter().any(|kind| kind == "cdylib"))?;
+            let target = message.target.filter(|target| target.kind.iter().any(|kind| kind == "cdylib"))?;
             let module = message
                 .filenames
                 .into_iter()
@@ -311,27 +279,17 @@ fn one_module(dir: &Path, messages: &str) -> Result<PathBuf, Error> {
         .collect();
     match modules.len() {
         1 => Ok(modules.remove(0).1),
-        0 => Err(Error::NoModule {
-            dir: dir.to_owned(),
-        }),
+        0 => Err(Error::NoModule { dir: dir.to_owned() }),
         _ => Err(Error::SeveralModules {
             dir: dir.to_owned(),
-            names: modules
-                .into_iter()
-                .map(|(name, _)| name)
-                .collect::<Vec<_>>()
-                .join(", "),
+            names: modules.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", "),
         }),
     }
 }
 
 /// Writes beside the file and renames, so that a reader sees the old bytes or the new ones.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| Error::Io { action: "write", path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }

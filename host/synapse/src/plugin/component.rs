@@ -5,9 +5,9 @@
 //! This module must not run a component, and knows nothing of files or Cargo.
 
 use std::fmt;
-use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
+use synapse_core::stage::{Digest, PluginKind};
 use wit_component::{ComponentEncoder, DecodedWasm};
 use wit_parser::{PackageName, Resolve, UnresolvedPackageGroup, WorldId, WorldItem, WorldKey};
 
@@ -16,10 +16,7 @@ const CONTRACT: [(&str, &str); 5] = [
     ("types.wit", include_str!("../../../../wit/types.wit")),
     ("host.wit", include_str!("../../../../wit/host.wit")),
     ("filter.wit", include_str!("../../../../wit/filter.wit")),
-    (
-        "transform.wit",
-        include_str!("../../../../wit/transform.wit"),
-    ),
+    ("transform.wit", include_str!("../../../../wit/transform.wit")),
     ("router.wit", include_str!("../../../../wit/router.wit")),
 ];
 
@@ -27,58 +24,13 @@ const CONTRACT: [(&str, &str); 5] = [
 const FREE_IMPORTS: [&str; 3] = ["types", "columns", "log"];
 
 /// Interfaces that a plugin imports to ask for a grant of the same name.
-const GRANTS: [&str; 6] = [
-    "state", "services", "history", "metrics", "secrets", "clock",
-];
+const GRANTS: [&str; 6] = ["state", "services", "history", "metrics", "secrets", "clock"];
 
-/// What a plugin does with an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Keeps, drops or rejects it.
-    Filter,
-    /// Puts none, one or many events in its place, or rejects it.
-    Transform,
-    /// Names the topics it goes to, or rejects it.
-    Router,
-}
-
-impl Kind {
-    /// Every kind, in the order the documentation lists them.
-    pub const ALL: [Self; 3] = [Self::Filter, Self::Transform, Self::Router];
-
-    /// The word used in WIT, on the command line and in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Filter => "filter",
-            Self::Transform => "transform",
-            Self::Router => "router",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Kind {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.name() == word)
-            .ok_or_else(|| {
-                format!("`{word}` is not a kind of plugin: use filter, transform or router")
-            })
-    }
-}
+/// The kinds, in the order in which the documentation lists them.
+const KINDS: [PluginKind; 3] = [PluginKind::Filter, PluginKind::Transform, PluginKind::Router];
 
 /// How events cross into a plugin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum World {
     /// As columns, without an allocation per event: what the Rust SDK exports.
     Batch,
@@ -96,10 +48,10 @@ impl fmt::Display for World {
 }
 
 /// What a component is, judged by its type.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginShape {
     /// Filter, transform or router.
-    pub kind: Kind,
+    pub kind: PluginKind,
     /// Columns or records.
     pub world: World,
     /// The grants it wants, sorted: `state`, `services`, `history`, `metrics`, `secrets`, `clock`.
@@ -181,7 +133,7 @@ pub enum Error {
     )]
     NoPlugin {
         /// The kind it exports.
-        kind: Kind,
+        kind: PluginKind,
         /// The version of the contract in this host.
         version: String,
     },
@@ -191,7 +143,7 @@ pub enum Error {
     )]
     WrongTypes {
         /// The kind it exports.
-        kind: Kind,
+        kind: PluginKind,
         /// The version of the contract in this host.
         version: String,
         /// The validator's words.
@@ -210,9 +162,7 @@ pub fn from_module(module: &[u8]) -> Result<Vec<u8>, Error> {
     match layer(module)? {
         Layer::Module => {}
         Layer::Component => {
-            return Err(Error::Unwrappable {
-                reason: "it is a component already".to_owned(),
-            });
+            return Err(Error::Unwrappable { reason: "it is a component already".to_owned() });
         }
     }
     reject_foreign_imports(module)?;
@@ -220,9 +170,7 @@ pub fn from_module(module: &[u8]) -> Result<Vec<u8>, Error> {
     encoder
         .module(module)
         .and_then(|encoder| encoder.validate(true).encode())
-        .map_err(|error| Error::Unwrappable {
-            reason: format!("{error:#}"),
-        })
+        .map_err(|error| Error::Unwrappable { reason: format!("{error:#}") })
 }
 
 /// Validates a component and says what kind of plugin it is and which grants it wants.
@@ -238,32 +186,19 @@ pub fn inspect(bytes: &[u8]) -> Result<PluginShape, Error> {
         Ok(DecodedWasm::Component(resolve, world)) => (resolve, world),
         Ok(DecodedWasm::WitPackage(..)) => return Err(Error::WitPackage),
         Err(error) => {
-            return Err(Error::Invalid {
-                reason: format!("{error:#}"),
-            });
+            return Err(Error::Invalid { reason: format!("{error:#}") });
         }
     };
     let contract = Contract::load();
     let grants = imported_grants(&contract, &resolve, world)?;
     let (kind, flavour) = exported_kind(&contract, &resolve, world)?;
     contract.check_types(kind, flavour, bytes)?;
-    Ok(PluginShape {
-        kind,
-        world: flavour,
-        grants,
-    })
+    Ok(PluginShape { kind, world: flavour, grants })
 }
 
-/// The digest a plugin is known by: SHA-256 of the component's bytes, in lower-case hexadecimal.
-pub fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            for nibble in [byte >> 4, byte & 15] {
-                hex.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-            }
-            hex
-        })
+/// The digest a plugin is known by: SHA-256 of the component's bytes.
+pub fn digest(bytes: &[u8]) -> Digest {
+    Digest(Sha256::digest(bytes).into())
 }
 
 enum Layer {
@@ -286,7 +221,7 @@ struct Contract {
     resolve: Resolve,
     package: PackageName,
     /// For each kind and flavour the world that imports every grant.
-    worlds: Vec<(Kind, World, WorldId)>,
+    worlds: Vec<(PluginKind, World, WorldId)>,
 }
 
 impl Contract {
@@ -297,14 +232,8 @@ impl Contract {
         for (name, text) in CONTRACT {
             sources.push_str(name, text);
         }
-        let cases = Kind::ALL
-            .into_iter()
-            .flat_map(|kind| [(kind, World::Batch), (kind, World::Typed)]);
-        let imports: String = FREE_IMPORTS
-            .iter()
-            .chain(&GRANTS)
-            .map(|name| format!("import {name}; "))
-            .collect();
+        let cases = KINDS.into_iter().flat_map(|kind| [(kind, World::Batch), (kind, World::Typed)]);
+        let imports: String = FREE_IMPORTS.iter().chain(&GRANTS).map(|name| format!("import {name}; ")).collect();
         let worlds: String = cases
             .clone()
             .map(|(kind, flavour)| {
@@ -317,9 +246,7 @@ impl Contract {
             .parse()
             .unwrap_or_else(|(_, error)| panic!("the contract in wit/ parses, a test sees to it: {error}"));
         let mut resolve = Resolve::default();
-        let package = resolve
-            .push_group(group)
-            .expect("the contract in wit/ resolves, a test sees to it");
+        let package = resolve.push_group(group).expect("the contract in wit/ resolves, a test sees to it");
         let worlds = cases
             .map(|(kind, flavour)| {
                 let name = format!("any-{}", interface_name(kind, flavour));
@@ -328,53 +255,41 @@ impl Contract {
             })
             .collect();
         let package = resolve.packages[package].name.clone();
-        Self {
-            resolve,
-            package,
-            worlds,
-        }
+        Self { resolve, package, worlds }
     }
 
     fn version(&self) -> String {
-        self.package
-            .version
-            .as_ref()
-            .expect("the contract is versioned")
-            .to_string()
+        self.package.version.as_ref().expect("the contract is versioned").to_string()
     }
 
     /// Whether `other` names this contract in a version that links with ours: the same 0.x, any patch.
     fn is_same(&self, other: &PackageName) -> bool {
         let same_series = match (&self.package.version, &other.version) {
-            (Some(ours), Some(theirs)) => {
-                ours.major == theirs.major && (ours.major > 0 || ours.minor == theirs.minor)
-            }
+            (Some(ours), Some(theirs)) => ours.major == theirs.major && (ours.major > 0 || ours.minor == theirs.minor),
             _ => false,
         };
         self.package.namespace == other.namespace && self.package.name == other.name && same_series
     }
 
-    fn check_types(&self, kind: Kind, flavour: World, component: &[u8]) -> Result<(), Error> {
+    fn check_types(&self, kind: PluginKind, flavour: World, component: &[u8]) -> Result<(), Error> {
         let world = self
             .worlds
             .iter()
             .find(|(k, f, _)| *k == kind && *f == flavour)
             .map(|(_, _, world)| *world)
             .expect("a world was made for every kind and flavour");
-        wit_component::targets(&self.resolve, world, component, true).map_err(|error| {
-            Error::WrongTypes {
-                kind,
-                version: self.version(),
-                reason: format!("{:#}", error.root_cause()),
-            }
+        wit_component::targets(&self.resolve, world, component, true).map_err(|error| Error::WrongTypes {
+            kind,
+            version: self.version(),
+            reason: format!("{:#}", error.root_cause()),
         })
     }
 }
 
-fn interface_name(kind: Kind, flavour: World) -> String {
+fn interface_name(kind: PluginKind, flavour: World) -> String {
     match flavour {
         World::Batch => format!("batch-{kind}"),
-        World::Typed => kind.name().to_owned(),
+        World::Typed => kind.to_string(),
     }
 }
 
@@ -390,38 +305,25 @@ fn item_name<'a>(
     };
     let interface = &resolve.interfaces[*id];
     let named = match (key, interface.package, &interface.name) {
-        (WorldKey::Interface(_), Some(package), Some(name)) => {
-            Some((&resolve.packages[package].name, name.as_str()))
-        }
+        (WorldKey::Interface(_), Some(package), Some(name)) => Some((&resolve.packages[package].name, name.as_str())),
         _ => None,
     };
     (full, named)
 }
 
-fn imported_grants(
-    contract: &Contract,
-    resolve: &Resolve,
-    world: WorldId,
-) -> Result<Vec<String>, Error> {
+fn imported_grants(contract: &Contract, resolve: &Resolve, world: WorldId) -> Result<Vec<String>, Error> {
     let mut grants = Vec::new();
     for (key, item) in &resolve.worlds[world].imports {
         match item_name(resolve, key, item) {
             (full, Some((package, _))) if package.namespace == "wasi" => {
-                return Err(Error::Wasi {
-                    hint: wasi_hint(&package.name),
-                    interface: full,
-                });
+                return Err(Error::Wasi { hint: wasi_hint(&package.name), interface: full });
             }
             (_, Some((package, name))) if contract.is_same(package) && GRANTS.contains(&name) => {
                 grants.push(name.to_owned());
             }
-            (_, Some((package, name)))
-                if contract.is_same(package) && FREE_IMPORTS.contains(&name) => {}
+            (_, Some((package, name))) if contract.is_same(package) && FREE_IMPORTS.contains(&name) => {}
             (full, _) => {
-                return Err(Error::UnknownImport {
-                    import: full,
-                    version: contract.version(),
-                });
+                return Err(Error::UnknownImport { import: full, version: contract.version() });
             }
         }
     }
@@ -429,11 +331,7 @@ fn imported_grants(
     Ok(grants)
 }
 
-fn exported_kind(
-    contract: &Contract,
-    resolve: &Resolve,
-    world: WorldId,
-) -> Result<(Kind, World), Error> {
+fn exported_kind(contract: &Contract, resolve: &Resolve, world: WorldId) -> Result<(PluginKind, World), Error> {
     let mut kinds = Vec::new();
     let mut names = Vec::new();
     let mut has_plugin = false;
@@ -453,17 +351,10 @@ fn exported_kind(
         );
     }
     match kinds.as_slice() {
-        [(kind, _)] if !has_plugin => Err(Error::NoPlugin {
-            kind: *kind,
-            version: contract.version(),
-        }),
+        [(kind, _)] if !has_plugin => Err(Error::NoPlugin { kind: *kind, version: contract.version() }),
         [only] => Ok(*only),
         _ => Err(Error::NotOneKind {
-            found: if names.is_empty() {
-                "nothing".to_owned()
-            } else {
-                names.join(", ")
-            },
+            found: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
             version: contract.version(),
             hint: if names.is_empty() {
                 "a Rust plugin names its type in `synapse_plugin::export_filter!`, `export_transform!` or `export_router!`"
@@ -495,14 +386,9 @@ fn reject_foreign_imports(module: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that `map_err` wants"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn invalid(error: wasmparser::BinaryReaderError) -> Error {
-    Error::Invalid {
-        reason: error.to_string(),
-    }
+    Error::Invalid { reason: error.to_string() }
 }
 
 fn foreign_hint(module: &str) -> Option<&'static str> {
@@ -543,5 +429,162 @@ fn wasi_hint(package: &str) -> &'static str {
         _ => {
             "it gets in through the standard library of a WASI target (std::time, std::fs, println!, HashMap); build Rust for wasm32-unknown-unknown, or stub WASI (componentize-py: --stub-wasi, componentize-js: disableFeatures)"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wit_component::{StringEncoding, dummy_module, embed_component_metadata};
+    use wit_parser::ManglingAndAbi;
+
+    use super::*;
+
+    /// A core module that has the shape of `world`, with every function a trap.
+    fn module(world: &str) -> Vec<u8> {
+        let mut sources = wit_parser::SourceMap::default();
+        for (name, text) in CONTRACT {
+            sources.push_str(name, text);
+        }
+        sources.push_str("world.wit", world);
+        let group = sources.parse().map_err(|(_, error)| error).unwrap();
+        let mut resolve = Resolve::default();
+        let package = resolve.push_group(group).unwrap();
+        let world = resolve.packages[package].worlds["it"];
+        let mut module = dummy_module(&resolve, world, ManglingAndAbi::Standard32);
+        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
+        module
+    }
+
+    fn shape(world: &str) -> Result<PluginShape, Error> {
+        inspect(&from_module(&module(world))?)
+    }
+
+    fn check_error(world: &str, expected: &str) {
+        let error = shape(world).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn every_world_of_the_contract_is_recognised() {
+        for kind in KINDS {
+            for (world, prefix) in [(World::Batch, "batch-"), (World::Typed, "")] {
+                let found = shape(&format!("world it {{ include {prefix}{kind}-plugin; }}")).unwrap();
+                let expected = PluginShape { kind, world, grants: Vec::new() };
+                assert_eq!(found, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn imports_are_the_grants() {
+        let found = shape("world it { include batch-filter-plugin; import state; import clock; }").unwrap();
+        assert_eq!(found.grants, ["clock", "state"]);
+    }
+
+    #[test]
+    fn wasi_is_named_with_the_way_it_got_in() {
+        check_error(
+            "package wasi:clocks@0.2.3 { interface wall-clock { now: func() -> u64; } }
+             world it { include batch-filter-plugin; import wasi:clocks/wall-clock@0.2.3; }",
+            "imports `wasi:clocks/wall-clock@0.2.3`, but plugins run without WASI: it gets in through std::time",
+        );
+    }
+
+    #[test]
+    fn only_the_contract_is_imported() {
+        check_error(
+            "package other:thing@1.0.0 { interface face { f: func(); } }
+             world it { include batch-filter-plugin; import other:thing/face@1.0.0; }",
+            "imports `other:thing/face@1.0.0`, which this host does not have",
+        );
+        check_error(
+            "world it { include batch-filter-plugin; import f: func(); }",
+            "imports `f`, which this host does not have",
+        );
+    }
+
+    #[test]
+    fn a_plugin_has_one_kind() {
+        check_error("world it { include batch-filter-plugin; export router; }", "exports exactly one of");
+        check_error("world it { import log; }", "the component exports nothing, but a plugin exports");
+        check_error("world it { export filter; }", "exports a filter, but not `synapse:plugin/plugin@0.1.0`");
+    }
+
+    #[test]
+    fn names_without_the_types_are_not_enough() {
+        let altered =
+            component_with("judge: func(batch: batch) -> selection;", "judge: func(batch: batch) -> list<u8>;");
+        let error = inspect(&altered).unwrap_err();
+        assert!(matches!(error, Error::WrongTypes { kind: PluginKind::Filter, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_later_patch_of_the_contract_is_accepted_and_a_later_minor_is_not() {
+        let patch = component_with("@0.1.0", "@0.1.7");
+        assert_eq!(inspect(&patch).unwrap().kind, PluginKind::Filter);
+        let minor = component_with("@0.1.0", "@0.2.0");
+        assert!(inspect(&minor).is_err());
+    }
+
+    /// A batch filter against a contract in which `from` was replaced by `to`.
+    fn component_with(from: &str, to: &str) -> Vec<u8> {
+        let mut sources = wit_parser::SourceMap::default();
+        for (name, text) in CONTRACT {
+            sources.push_str(name, text.replace(from, to));
+        }
+        let group = sources.parse().map_err(|(_, error)| error).unwrap();
+        let mut resolve = Resolve::default();
+        let package = resolve.push_group(group).unwrap();
+        let world = resolve.packages[package].worlds["batch-filter-plugin"];
+        let mut module = dummy_module(&resolve, world, ManglingAndAbi::Standard32);
+        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
+        from_module(&module).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_a_component_is_named() {
+        assert!(matches!(inspect(b"hello"), Err(Error::NotWasm)));
+        assert!(matches!(inspect(b"\0asm\x01\0\0\0"), Err(Error::CoreModule)));
+        assert!(matches!(from_module(b"\0asm\x0d\0\x01\0"), Err(Error::Unwrappable { .. })));
+    }
+
+    #[test]
+    fn foreign_imports_of_a_module_are_explained() {
+        let module = module_importing("wasi_snapshot_preview1", "clock_time_get");
+        let error = from_module(&module).unwrap_err().to_string();
+        assert!(error.contains("`wasi_snapshot_preview1::clock_time_get`"), "{error}");
+        assert!(error.contains("wasm32-unknown-unknown"), "{error}");
+    }
+
+    /// The smallest module with an import: a function type, and a function of it.
+    fn module_importing(module: &str, name: &str) -> Vec<u8> {
+        let mut bytes = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02".to_vec();
+        bytes.push(u8::try_from(module.len() + name.len() + 5).unwrap());
+        bytes.push(1);
+        for text in [module, name] {
+            bytes.push(u8::try_from(text.len()).unwrap());
+            bytes.extend_from_slice(text.as_bytes());
+        }
+        bytes.extend_from_slice(&[0, 0]);
+        bytes
+    }
+
+    #[test]
+    fn damaged_components_are_refused_without_a_panic() {
+        let whole = from_module(&module("world it { include batch-router-plugin; }")).unwrap();
+        // A cut may fall behind the last section that matters, and a changed byte into a name that nothing reads.
+        let harmless = |bytes: &[u8]| inspect(bytes).map_or(true, |shape| shape.kind == PluginKind::Router);
+        assert!(inspect(&whole[..whole.len() / 2]).is_err());
+        for at in 0..whole.len() {
+            assert!(harmless(&whole[..at]), "cut at {at}");
+            let mut bent = whole.clone();
+            bent[at] ^= 0x55;
+            assert!(harmless(&bent), "changed at {at}");
+        }
+    }
+
+    #[test]
+    fn digests_are_sha256() {
+        assert_eq!(digest(b"abc").to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -7,4 +7,4 @@ pub mod build;
 pub mod component;
 
 pub use build::{BuildOptions, BuiltPlugin, build_crate};
-pub use component::{Kind, PluginShape, World, inspect};
+pub use component::{PluginShape, World, digest, inspect};
