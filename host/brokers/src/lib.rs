@@ -2,7 +2,9 @@
 //!
 //! This crate must not know the engine, plugins or wasm.
 
+pub mod clock;
 pub mod contract;
 pub mod embedded;
 pub mod memory;
 pub mod redis;
+mod rows;
