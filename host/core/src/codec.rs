@@ -22,11 +22,14 @@ pub struct DecodeError {
     sentence: Cow<'static, str>,
 }
 
-/// Where an entry was found: what an event without an id or a source of its own gets them from.
+/// Where an entry was found. An event without an id of its own is called `{topic}/{offset}` after it, or
+/// `{topic}/{partition}/{offset}` in other partitions than the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin<'a> {
     /// The topic on its broker.
     pub topic: &'a TopicName,
+    /// The topic's shard, from 0: offsets of two shards may be the same.
+    pub partition: u32,
     /// The entry's place.
     pub offset: Offset,
 }
