@@ -3,6 +3,7 @@
 //! This crate must not know the engine, plugins or wasm.
 
 pub mod clock;
+#[doc(hidden)]
 pub mod contract;
 pub mod embedded;
 pub mod memory;

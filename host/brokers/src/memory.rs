@@ -409,3 +409,98 @@ impl Committer for MemoryCommitter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::contract::Harness;
+    use synapse_core::Event;
+    use synapse_core::spec::Encoding;
+
+    struct Memory;
+
+    #[async_trait]
+    impl Harness for Memory {
+        async fn broker(&self) -> Arc<dyn Broker> {
+            Arc::new(MemoryBroker::new("memory".parse().unwrap()))
+        }
+    }
+
+    crate::keeps_contract!(Memory);
+
+    /// A broker whose clock stands still, the clock, and a topic on it.
+    async fn turned_by_hand(retention: Retention) -> (MemoryBroker, Arc<AtomicI64>, TopicName) {
+        let time = Arc::new(AtomicI64::new(0));
+        let shared = Arc::clone(&time);
+        let clock: Clock = Arc::new(move || Timestamp::from_micros(shared.load(Ordering::Relaxed)));
+        let broker = MemoryBroker::with_clock("memory".parse().unwrap(), clock);
+        let topic: TopicName = "t".parse().unwrap();
+        broker.ensure_topic(&topic, &TopicSpec { retention, ..TopicSpec::default() }).await.unwrap();
+        (broker, time, topic)
+    }
+
+    /// One event of 10 bytes in all.
+    async fn publish(broker: &MemoryBroker, topic: &TopicName) {
+        let event = Event { id: "0".to_owned(), data: vec![0; 9], ..Event::default() };
+        let path = format!("memory/{topic}").parse().unwrap();
+        let events = Arc::new([&event].into_iter().collect());
+        broker.publish(&Output { topic: path, encoding: Encoding::CloudEvents, events }).await.unwrap();
+    }
+
+    async fn kept(broker: &MemoryBroker, topic: &TopicName) -> (Option<Offset>, u64) {
+        let partition = broker.topic(topic).await.unwrap().unwrap().partitions[0];
+        (partition.earliest, partition.events)
+    }
+
+    #[tokio::test]
+    async fn a_reader_is_told_how_much_was_trimmed_before_it() {
+        let (broker, _, topic) = turned_by_hand(Retention { events: Some(3), ..Retention::default() }).await;
+        let mut source = broker.read(&topic, 0, ReadFrom::Earliest).await.unwrap();
+        for _ in 0..8 {
+            publish(&broker, &topic).await;
+        }
+        let batch = source.poll(BatchLimit::default(), Duration::ZERO).await.unwrap();
+        assert_eq!((batch.lost_to_trim, batch.offsets), (5, (5..8).map(Offset::Number).collect()));
+    }
+
+    #[tokio::test]
+    async fn old_events_go() {
+        let age = Some(Duration::from_micros(10));
+        let (broker, time, topic) = turned_by_hand(Retention { age, ..Retention::default() }).await;
+        for now in [0, 5, 11] {
+            time.store(now, Ordering::Relaxed);
+            publish(&broker, &topic).await;
+        }
+        assert_eq!(kept(&broker, &topic).await, (Some(Offset::Number(1)), 2));
+    }
+
+    #[tokio::test]
+    async fn events_beyond_the_bound_in_bytes_go_but_the_newest_stays() {
+        let (broker, _, topic) = turned_by_hand(Retention { bytes: Some(25), ..Retention::default() }).await;
+        for _ in 0..4 {
+            publish(&broker, &topic).await;
+        }
+        assert_eq!(kept(&broker, &topic).await, (Some(Offset::Number(2)), 2));
+        let retention = Retention { bytes: Some(1), ..Retention::default() };
+        broker.ensure_topic(&topic, &TopicSpec { retention, ..TopicSpec::default() }).await.unwrap();
+        assert_eq!(kept(&broker, &topic).await, (Some(Offset::Number(3)), 1));
+    }
+
+    #[tokio::test]
+    async fn the_future_cannot_be_covered() {
+        let (broker, _, topic) = turned_by_hand(Retention::default()).await;
+        publish(&broker, &topic).await;
+        let partition =
+            synapse_core::TopicPartition { topic: format!("memory/{topic}").parse().unwrap(), partition: 0 };
+        let key = LaneKey { pipeline: "p".parse().unwrap(), partition };
+        let spec = LaneSpec { key, start: Start::Earliest, read: synapse_core::spec::ReadMode::Cursor };
+        let mut lane = broker.open_lane(&spec).await.unwrap();
+        for offset in [Offset::Number(1), Offset::Entry { ms: 0, seq: 0 }] {
+            let effects = Effects { covered: vec![offset], ..Effects::default() };
+            let error = lane.committer.commit(&effects).await.unwrap_err();
+            assert_eq!(error.kind, BrokerErrorKind::Invalid, "{error}");
+        }
+    }
+}
