@@ -20,6 +20,11 @@ impl NameError {
     fn new(text: &str, expected: &'static str) -> Self {
         Self { text: text.chars().take(300).collect(), expected }
     }
+
+    /// What the text should have been, such as `a broker name (…)`: for messages that must not repeat the text.
+    pub fn expected(&self) -> &'static str {
+        self.expected
+    }
 }
 
 macro_rules! name_type {
