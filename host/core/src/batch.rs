@@ -139,8 +139,10 @@ impl Batch {
         if !ends.len().is_multiple_of(stride) {
             return Err(BatchError::Ragged { ends: ends.len(), stride });
         }
-        let batch = if stride == STRIDE { Self { ends, bytes } } else { Self::narrowed(stride, &ends, &bytes)? };
+        let mut batch = if stride == STRIDE { Self { ends, bytes } } else { Self::narrowed(stride, &ends, &bytes)? };
         batch.check()?;
+        // Bytes behind the last row would become part of the next row that is appended.
+        batch.bytes.truncate(batch.row_start(batch.len()));
         Ok(batch)
     }
 
@@ -296,6 +298,14 @@ impl Batch {
         self.push(&row, event.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())))
     }
 
+    /// Drops all rows from `rows` on.
+    pub fn truncate(&mut self, rows: usize) {
+        if rows < self.len() {
+            self.bytes.truncate(self.row_start(rows));
+            self.ends.truncate(rows * STRIDE);
+        }
+    }
+
     /// Appends a range of rows of another batch: one copy of their bytes.
     ///
     /// # Errors
@@ -403,6 +413,18 @@ mod tests {
             ends.push(bytes.len() as u32);
         }
         assert_eq!(Batch::from_columns(STRIDE + 1, ends, bytes).unwrap(), one);
+    }
+
+    #[test]
+    fn bytes_behind_the_last_row_do_not_reach_the_next() {
+        let one: Batch = [event("one")].iter().collect();
+        let mut bytes = one.bytes().to_vec();
+        bytes.extend_from_slice(b"\xffbehind");
+        let mut taken = Batch::from_columns(STRIDE, one.ends().to_vec(), bytes).unwrap();
+        taken.push_event(&event("two")).unwrap();
+        assert_eq!(taken, [event("one"), event("two")].iter().collect());
+        taken.truncate(1);
+        assert_eq!(taken, one);
     }
 
     #[test]

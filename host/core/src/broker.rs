@@ -142,6 +142,21 @@ impl SourceBatch {
         self.offsets.iter().copied().chain(undecodable).chain(self.expired.iter().copied())
     }
 
+    /// What of this batch lies behind `offset`.
+    #[must_use]
+    pub fn after(&self, offset: Offset) -> Self {
+        let row = self.offsets.partition_point(|at| *at <= offset);
+        let mut events = Batch::default();
+        events.extend_from(&self.events, row..self.events.len()).expect("a part of a batch fits into one");
+        Self {
+            events: Arc::new(events),
+            offsets: self.offsets[row..].to_vec(),
+            undecodable: self.undecodable.iter().filter(|entry| entry.offset > offset).cloned().collect(),
+            expired: self.expired.iter().copied().filter(|at| *at > offset).collect(),
+            lost_to_trim: 0,
+        }
+    }
+
     /// The highest entry covered.
     pub fn last(&self) -> Option<Offset> {
         self.covered().max()
