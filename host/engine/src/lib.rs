@@ -1,1 +1,278 @@
-//! Pipelines and lanes of Synapse.
+//! Pipelines and lanes: events from sources through stages to sinks, committed batch by batch.
+//!
+//! [`Engine`] is the service: make it with [`Options`], let [`Engine::run`] run until told to end, and speak to it through
+//! a [`Handle`]. It knows brokers and plugins only by the traits of `synapse-core`.
+
+mod dead_letter;
+mod flow;
+mod lane;
+mod metrics;
+mod pipeline;
+mod reader;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use synapse_core::broker::{BatchLimit, Broker};
+use synapse_core::spec::{PipelineSpec, TopicSpec};
+use synapse_core::stage::PluginLoader;
+use synapse_core::time::Timestamp;
+use synapse_core::topic::{BrokerName, Label, TopicPath};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+pub use self::lane::{Health, LaneStatus};
+pub use self::metrics::Metrics;
+pub use self::pipeline::{Changed, PipelineState, PipelineStatus};
+use self::pipeline::{Command, Report, Shared};
+use self::reader::Readers;
+
+/// Tells the time; a parameter, so that tests choose it.
+pub type Clock = fn() -> Timestamp;
+
+/// What an engine works with.
+pub struct Options {
+    /// Every broker that pipelines name.
+    pub brokers: BTreeMap<BrokerName, Arc<dyn Broker>>,
+    /// How topics are kept; others get the defaults.
+    pub topics: BTreeMap<TopicPath, TopicSpec>,
+    /// Loads plugins.
+    pub plugins: Arc<dyn PluginLoader>,
+    /// Where a topic without a broker lies.
+    pub default_broker: BrokerName,
+    /// Where guests run: a runtime of its own, so that they cannot starve the reactor.
+    pub guests: tokio::runtime::Handle,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Where to count.
+    pub metrics: Metrics,
+    /// How much a lane reads at once.
+    pub limit: BatchLimit,
+}
+
+/// The service. Ends, drained, when every [`Handle`] is gone or one of them says so.
+pub struct Engine {
+    shared: Arc<Shared>,
+    pipelines: Pipelines,
+    tasks: JoinSet<Label>,
+    commands: mpsc::Receiver<Wanted>,
+}
+
+/// Speaks to an engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Wanted>,
+    pipelines: Pipelines,
+}
+
+type Pipelines = Arc<Mutex<BTreeMap<Label, Running>>>;
+
+struct Running {
+    spec: PipelineSpec,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Report>,
+    abort: AbortHandle,
+}
+
+enum Wanted {
+    Apply(Vec<PipelineSpec>, oneshot::Sender<Applied>),
+    PluginChanged(PathBuf),
+    Drain(Duration),
+}
+
+/// What [`Handle::apply`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Pipelines that were not there before.
+    pub started: Vec<Label>,
+    /// Pipelines whose stages were swapped under traffic.
+    pub swapped: Vec<Label>,
+    /// Pipelines that were drained and started again.
+    pub restarted: Vec<Label>,
+    /// Pipelines that were drained and are gone.
+    pub ended: Vec<Label>,
+    /// Pipelines that stay as they were, and why.
+    pub refused: Vec<(Label, String)>,
+}
+
+/// The engine is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has ended")]
+pub struct Gone;
+
+impl Engine {
+    /// An engine without pipelines.
+    pub fn new(options: Options) -> (Self, Handle) {
+        let shared = Shared {
+            brokers: Arc::new(options.brokers),
+            topics: options.topics,
+            plugins: options.plugins,
+            default_broker: options.default_broker,
+            guests: options.guests,
+            clock: options.clock,
+            metrics: options.metrics,
+            readers: Readers::default(),
+            limit: options.limit,
+        };
+        let (sender, commands) = mpsc::channel(16);
+        let pipelines = Pipelines::default();
+        let handle = Handle { commands: sender, pipelines: Arc::clone(&pipelines) };
+        (Self { shared: Arc::new(shared), pipelines, tasks: JoinSet::new(), commands }, handle)
+    }
+
+    /// Runs until told to drain. Answers whether everything under way was finished in time.
+    pub async fn run(mut self) -> Drained {
+        let grace = loop {
+            tokio::select! {
+                wanted = self.commands.recv() => match wanted {
+                    Some(Wanted::Apply(specs, answer)) => {
+                        let applied = self.apply(specs).await;
+                        // Whoever asked may be gone.
+                        let _ = answer.send(applied);
+                    }
+                    Some(Wanted::PluginChanged(path)) => self.plugin_changed(&path).await,
+                    Some(Wanted::Drain(grace)) => break grace,
+                    None => break Duration::MAX,
+                },
+                Some(ended) = self.tasks.join_next() => if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "a pipeline ended by a defect of the host");
+                },
+            }
+        };
+        self.drain(grace).await
+    }
+
+    async fn apply(&mut self, specs: Vec<PipelineSpec>) -> Applied {
+        let mut applied = Applied::default();
+        let wanted: BTreeMap<Label, PipelineSpec> = specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        for name in self.names() {
+            if !wanted.contains_key(&name) {
+                self.end(&name).await;
+                applied.ended.push(name);
+            }
+        }
+        for (name, spec) in wanted {
+            let running = self.lock().get(&name).map(|running| (running.spec.clone(), running.commands.clone()));
+            match running {
+                Some((old, _)) if old == spec => {}
+                Some((_, commands)) => match change(&commands, spec.clone()).await {
+                    Ok(changed) => {
+                        if let Some(running) = self.lock().get_mut(&name) {
+                            running.spec = spec;
+                        }
+                        match changed {
+                            Changed::Swapped => applied.swapped.push(name),
+                            Changed::Restarted => applied.restarted.push(name),
+                        }
+                    }
+                    Err(reason) => applied.refused.push((name, reason)),
+                },
+                None => {
+                    self.start(spec);
+                    applied.started.push(name);
+                }
+            }
+        }
+        applied
+    }
+
+    fn names(&self) -> Vec<Label> {
+        self.lock().keys().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Label, Running>> {
+        self.pipelines.lock().expect("nobody panics while holding the lock")
+    }
+
+    fn start(&mut self, spec: PipelineSpec) {
+        let (commands, commanded) = mpsc::channel(4);
+        let (report, status) = watch::channel(Report::new());
+        let (shared, name, its_spec) = (Arc::clone(&self.shared), spec.name.clone(), spec.clone());
+        let abort = self.tasks.spawn(async move {
+            let name = its_spec.name.clone();
+            pipeline::run(shared, its_spec, commanded, report).await;
+            name
+        });
+        self.lock().insert(name, Running { spec, commands, status, abort });
+    }
+
+    /// Drains one pipeline.
+    async fn end(&mut self, name: &Label) {
+        let Some(running) = self.lock().remove(name) else { return };
+        let mut status = running.status;
+        drop(running.commands);
+        // An error means that the pipeline's task has ended: then it has drained.
+        let _ = status.wait_for(|report| report.status().state == PipelineState::Ended).await;
+    }
+
+    async fn plugin_changed(&self, path: &std::path::Path) {
+        let all: Vec<_> = self.lock().values().map(|running| running.commands.clone()).collect();
+        for commands in all {
+            // A pipeline that has ended uses no plugin.
+            let _ = commands.send(Command::PluginChanged(path.to_owned())).await;
+        }
+    }
+
+    async fn drain(mut self, grace: Duration) -> Drained {
+        let aborts: Vec<_> = std::mem::take(&mut *self.lock()).into_values().map(|running| running.abort).collect();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, all).await.is_ok() {
+            return Drained::Whole;
+        }
+        aborts.iter().for_each(AbortHandle::abort);
+        Drained::CutShort
+    }
+}
+
+/// How an engine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Everything under way was finished and committed.
+    Whole,
+    /// The grace period ended first; what was not committed is read again at the next start.
+    CutShort,
+}
+
+async fn change(commands: &mpsc::Sender<Command>, spec: PipelineSpec) -> Result<Changed, String> {
+    let (answer, changed) = oneshot::channel();
+    let gone = |_| "the pipeline has ended".to_owned();
+    commands.send(Command::Change(Box::new(spec), answer)).await.map_err(|_| gone(()))?;
+    changed.await.map_err(|_| gone(()))?
+}
+
+impl Handle {
+    /// Makes the running pipelines be exactly these; what does not differ is not touched.
+    ///
+    /// # Errors
+    /// If the engine has ended.
+    pub async fn apply(&self, specs: Vec<PipelineSpec>) -> Result<Applied, Gone> {
+        let (answer, applied) = oneshot::channel();
+        self.commands.send(Wanted::Apply(specs, answer)).await.map_err(|_| Gone)?;
+        applied.await.map_err(|_| Gone)
+    }
+
+    /// A plugin's file has changed: pipelines that use it try the new version.
+    ///
+    /// # Errors
+    /// If the engine has ended.
+    pub async fn plugin_changed(&self, path: PathBuf) -> Result<(), Gone> {
+        self.commands.send(Wanted::PluginChanged(path)).await.map_err(|_| Gone)
+    }
+
+    /// Ends the engine: lanes take nothing more, finish what is under way and commit it, for at most `grace`.
+    ///
+    /// # Errors
+    /// If the engine has ended.
+    pub async fn drain(&self, grace: Duration) -> Result<(), Gone> {
+        self.commands.send(Wanted::Drain(grace)).await.map_err(|_| Gone)
+    }
+
+    /// Every pipeline, as it is now.
+    pub fn status(&self) -> BTreeMap<Label, (PipelineSpec, PipelineStatus)> {
+        let pipelines = self.pipelines.lock().expect("nobody panics while holding the lock");
+        let status = |running: &Running| (running.spec.clone(), running.status.borrow().status());
+        pipelines.iter().map(|(name, running)| (name.clone(), status(running))).collect()
+    }
+}

@@ -1,0 +1,448 @@
+//! One pipeline: its plugins, its lanes, and changes of both while events flow.
+//!
+//! A pipeline that cannot start or stops says why and waits for a change that may mend it: of its configuration or of a
+//! plugin's file. It never ends the host.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use synapse_core::broker::{BatchLimit, Broker, BrokerError, Ending, LaneKey, LaneSpec};
+use synapse_core::spec::{PipelineSpec, PluginRef, TopicSpec};
+use synapse_core::stage::{Plugin, PluginError, PluginErrorKind, PluginInfo, PluginKind};
+use synapse_core::topic::{BrokerName, TopicPartition, TopicPath};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::flow::{Plan, StagePlan};
+use crate::lane::{self, Health, LaneStatus, Loadout, Means, Wish};
+use crate::reader::Readers;
+use crate::{Clock, Metrics, PluginLoader};
+
+/// How long a pipeline that could not start because of something passing waits before it tries again.
+const RESTART_WAIT: Duration = Duration::from_secs(2);
+
+/// How often the partitions of the sources are looked at.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(10);
+
+/// What all pipelines of a host share.
+pub(crate) struct Shared {
+    pub(crate) brokers: Arc<BTreeMap<BrokerName, Arc<dyn Broker>>>,
+    pub(crate) topics: BTreeMap<TopicPath, TopicSpec>,
+    pub(crate) plugins: Arc<dyn PluginLoader>,
+    pub(crate) default_broker: BrokerName,
+    pub(crate) guests: tokio::runtime::Handle,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) readers: Readers,
+    pub(crate) limit: BatchLimit,
+}
+
+/// What is wanted of a running pipeline.
+pub(crate) enum Command {
+    /// Work by this spec from now on; only what differs is touched. Answers with what was done, or why it cannot be;
+    /// then everything is as it was.
+    Change(Box<PipelineSpec>, oneshot::Sender<Result<Changed, String>>),
+    /// A plugin's file has changed.
+    PluginChanged(std::path::PathBuf),
+}
+
+/// What a change did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Stages were swapped at batch boundaries.
+    Swapped,
+    /// Lanes were drained and started again.
+    Restarted,
+}
+
+/// What is known of a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineStatus {
+    /// How it is, in short.
+    pub state: PipelineState,
+    /// Why the last new version or configuration was not used, if it was not.
+    pub refused: Option<String>,
+    /// The plugins in use, by stage.
+    pub stages: Vec<(String, PluginInfo)>,
+    /// Its lanes.
+    pub lanes: BTreeMap<TopicPartition, LaneStatus>,
+}
+
+/// What a pipeline tells of itself; the lanes tell for themselves.
+#[derive(Clone)]
+pub(crate) struct Report {
+    state: PipelineState,
+    refused: Option<String>,
+    stages: Vec<(String, PluginInfo)>,
+    lanes: BTreeMap<TopicPartition, watch::Receiver<LaneStatus>>,
+}
+
+impl Report {
+    pub(crate) fn new() -> Self {
+        Self { state: PipelineState::Starting, refused: None, stages: Vec::new(), lanes: BTreeMap::new() }
+    }
+
+    /// How things are now.
+    pub(crate) fn status(&self) -> PipelineStatus {
+        PipelineStatus {
+            state: self.state.clone(),
+            refused: self.refused.clone(),
+            stages: self.stages.clone(),
+            lanes: self.lanes.iter().map(|(at, lane)| (at.clone(), lane.borrow().clone())).collect(),
+        }
+    }
+}
+
+/// How a pipeline is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PipelineState {
+    /// Plugins are loaded and lanes opened.
+    Starting,
+    /// Its lanes are at work, or trying again by themselves.
+    Running,
+    /// It needs an operator, or a change, to go on.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// It ended as it was told to.
+    Ended,
+}
+
+/// A pipeline that cannot go on as it is.
+struct Trouble {
+    ending: Ending,
+    reason: String,
+}
+
+impl From<BrokerError> for Trouble {
+    fn from(error: BrokerError) -> Self {
+        Self { ending: error.kind.ending(), reason: error.to_string() }
+    }
+}
+
+impl From<PluginError> for Trouble {
+    fn from(error: PluginError) -> Self {
+        let ending = match error.kind {
+            PluginErrorKind::Exhausted => Ending::Retry,
+            PluginErrorKind::Unreadable
+            | PluginErrorKind::Unusable
+            | PluginErrorKind::Misconfigured
+            | PluginErrorKind::Internal => Ending::Stop,
+        };
+        Self { ending, reason: error.message }
+    }
+}
+
+/// Runs a pipeline until `commands` is closed; then it drains.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    spec: PipelineSpec,
+    mut commands: mpsc::Receiver<Command>,
+    status: watch::Sender<Report>,
+) {
+    let mut pipeline =
+        Pipeline { shared, spec, plugins: Vec::new(), lanes: BTreeMap::new(), tasks: JoinSet::new(), status };
+    pipeline.start().await;
+    let mut looks = tokio::time::interval(PARTITIONS_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    looks.tick().await;
+    loop {
+        let retry = pipeline.wants_retry();
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(Command::Change(spec, answer)) => {
+                    let changed = pipeline.change(*spec).await;
+                    // Whoever asked may be gone.
+                    let _ = answer.send(changed);
+                }
+                Some(Command::PluginChanged(path)) => pipeline.plugin_changed(&path).await,
+                None => break,
+            },
+            Some(ended) = pipeline.tasks.join_next() => pipeline.lane_ended(ended).await,
+            () = tokio::time::sleep(RESTART_WAIT), if retry => pipeline.start().await,
+            _ = looks.tick(), if !retry => pipeline.look_for_partitions().await,
+        }
+    }
+    pipeline.drain().await;
+    pipeline.status.send_modify(|status| status.state = PipelineState::Ended);
+}
+
+struct Lane {
+    wishes: mpsc::Sender<Wish>,
+    status: watch::Receiver<LaneStatus>,
+}
+
+struct Pipeline {
+    shared: Arc<Shared>,
+    spec: PipelineSpec,
+    /// One for each stage, in order.
+    plugins: Vec<Arc<dyn Plugin>>,
+    lanes: BTreeMap<TopicPartition, Lane>,
+    tasks: JoinSet<TopicPartition>,
+    status: watch::Sender<Report>,
+}
+
+impl Pipeline {
+    fn wants_retry(&self) -> bool {
+        self.lanes.is_empty() && self.status.borrow().state == PipelineState::Starting
+    }
+
+    /// Loads the plugins and opens the lanes. What may pass is tried again later, anything else stops the pipeline.
+    async fn start(&mut self) {
+        self.status.send_modify(|status| {
+            status.state = PipelineState::Starting;
+            status.lanes.clear();
+        });
+        match self.try_start().await {
+            Ok(()) => self.running(),
+            Err(Trouble { ending: Ending::Retry, reason }) => {
+                tracing::warn!(pipeline = %self.spec.name, reason, "pipeline cannot start yet; it is tried again");
+                self.drain().await;
+                self.status.send_modify(|status| status.refused = Some(reason));
+            }
+            Err(Trouble { ending: Ending::Stop, reason }) => self.stop(reason).await,
+        }
+    }
+
+    async fn try_start(&mut self) -> Result<(), Trouble> {
+        let plugins = self.load(&self.spec).await?;
+        let mut partitions = Vec::new();
+        for topic in &self.spec.from {
+            partitions.extend(self.partitions(topic).await?);
+        }
+        self.plugins = plugins;
+        for partition in partitions {
+            self.open(partition).await?;
+        }
+        Ok(())
+    }
+
+    fn running(&mut self) {
+        let stages = self.stage_infos();
+        self.status.send_modify(|status| {
+            status.state = PipelineState::Running;
+            status.refused = None;
+            status.stages = stages;
+        });
+        tracing::info!(pipeline = %self.spec.name, lanes = self.lanes.len(), "pipeline runs");
+    }
+
+    fn stage_infos(&self) -> Vec<(String, PluginInfo)> {
+        let names = self.spec.stages.iter().map(|stage| stage.name.to_string());
+        names.zip(self.plugins.iter().map(|plugin| plugin.info().clone())).collect()
+    }
+
+    async fn load(&self, spec: &PipelineSpec) -> Result<Vec<Arc<dyn Plugin>>, PluginError> {
+        let plugins = try_join_all(spec.stages.iter().map(|stage| self.shared.plugins.load(&stage.plugin))).await?;
+        for (stage, plugin) in spec.stages.iter().zip(&plugins) {
+            if !stage.routes.is_empty() && plugin.info().kind != PluginKind::Router {
+                let message = format!(
+                    "stage `{}` has `routes`, but its plugin `{}` is a {}; take `routes` away or use a router",
+                    stage.name,
+                    plugin.info().name,
+                    plugin.info().kind
+                );
+                return Err(PluginError::new(PluginErrorKind::Misconfigured, message));
+            }
+        }
+        Ok(plugins)
+    }
+
+    async fn partitions(&self, topic: &TopicPath) -> Result<Vec<TopicPartition>, BrokerError> {
+        let spec = self.shared.topics.get(topic).cloned().unwrap_or_default();
+        let broker = &self.shared.brokers[&topic.broker];
+        let info = broker.ensure_topic(&topic.topic, &spec).await?;
+        let count = info.partitions.len() as u32;
+        Ok((0..count).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect())
+    }
+
+    async fn open(&mut self, partition: TopicPartition) -> Result<(), PluginError> {
+        let loadout = self.loadout(&self.spec, &self.plugins).await?;
+        let key = LaneKey { pipeline: self.spec.name.clone(), partition: partition.clone() };
+        let means = Means {
+            spec: LaneSpec { key, start: self.spec.start, read: self.spec.read },
+            brokers: Arc::clone(&self.shared.brokers),
+            readers: self.shared.readers.clone(),
+            limit: self.shared.limit,
+            guests: self.shared.guests.clone(),
+            clock: self.shared.clock,
+            metrics: self.shared.metrics.pipeline(&self.spec),
+            seed: seed_of(&self.spec, &partition),
+        };
+        let (wishes, wished) = mpsc::channel(4);
+        let (report, status) = watch::channel(LaneStatus { health: Health::Opening, committed: None });
+        let at = partition.clone();
+        self.tasks.spawn(async move {
+            lane::run(means, loadout, wished, report).await;
+            at
+        });
+        self.status.send_modify(|report| drop(report.lanes.insert(partition.clone(), status.clone())));
+        self.lanes.insert(partition, Lane { wishes, status });
+        Ok(())
+    }
+
+    /// Fresh, configured instances for one lane.
+    async fn loadout(&self, spec: &PipelineSpec, plugins: &[Arc<dyn Plugin>]) -> Result<Loadout, PluginError> {
+        let mut workers = Vec::new();
+        for _ in 0..spec.parallel.get() {
+            let stages = spec.stages.iter().zip(plugins).map(|(stage, plugin)| plugin.stage(&spec.name, stage));
+            workers.push(try_join_all(stages).await?);
+        }
+        let stages = spec.stages.iter().zip(plugins).map(|(stage, plugin)| StagePlan {
+            name: stage.name.clone(),
+            digest: plugin.info().digest,
+            on_error: stage.on_error,
+            routes: stage.routes.clone(),
+            metrics: self.shared.metrics.stage(spec, stage.name.as_str()),
+        });
+        let plan = Plan {
+            pipeline: spec.name.clone(),
+            stages: stages.collect(),
+            sinks: spec.to.clone(),
+            dead_letters: spec.dead_letters.clone(),
+            default_broker: self.shared.default_broker.clone(),
+        };
+        Ok(Loadout { plan: Arc::new(plan), workers })
+    }
+
+    async fn change(&mut self, spec: PipelineSpec) -> Result<Changed, String> {
+        let same_lanes = spec.tenant == self.spec.tenant
+            && spec.from == self.spec.from
+            && spec.read == self.spec.read
+            && spec.start == self.spec.start;
+        if same_lanes && !self.lanes.is_empty() {
+            return self.swap(spec).await.map(|()| Changed::Swapped);
+        }
+        // A version that cannot be used changes nothing: look before the lanes are drained.
+        if let Err(error) = self.load(&spec).await {
+            return Err(self.refuse(error.message));
+        }
+        self.drain().await;
+        self.spec = spec;
+        self.start().await;
+        Ok(Changed::Restarted)
+    }
+
+    async fn plugin_changed(&mut self, path: &Path) {
+        let uses = |stage: &synapse_core::spec::StageSpec| match &stage.plugin {
+            PluginRef::File(file) => file == path,
+        };
+        if !self.spec.stages.iter().any(uses) {
+            return;
+        }
+        if self.lanes.is_empty() {
+            return self.start().await;
+        }
+        let spec = self.spec.clone();
+        // The refusal is logged and shown in the status; nobody waits for an answer.
+        let _ = self.swap(spec).await;
+    }
+
+    /// Gives every lane new stages, once all of them stand ready.
+    async fn swap(&mut self, spec: PipelineSpec) -> Result<(), String> {
+        let (plugins, loadouts) = match self.prepare(&spec).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(self.refuse(error.message)),
+        };
+        let mut changed = Vec::new();
+        for (lane, loadout) in self.lanes.values().zip(loadouts) {
+            let (answer, done) = oneshot::channel();
+            // A lane that has just ended needs no new stages.
+            if lane.wishes.send(Wish::Swap(loadout, answer)).await.is_ok() {
+                changed.push(done);
+            }
+        }
+        for done in changed {
+            // As above: then nobody answers.
+            let _ = done.await;
+        }
+        for (stage, (old, new)) in spec.stages.iter().zip(self.plugins.iter().zip(&plugins)) {
+            if old.info().digest != new.info().digest {
+                tracing::info!(
+                    pipeline = %spec.name, stage = %stage.name, from = %old.info().digest, to = %new.info().digest,
+                    version = new.info().version, "swapped"
+                );
+            }
+        }
+        (self.spec, self.plugins) = (spec, plugins);
+        self.running();
+        Ok(())
+    }
+
+    async fn prepare(&self, spec: &PipelineSpec) -> Result<(Vec<Arc<dyn Plugin>>, Vec<Loadout>), PluginError> {
+        let plugins = self.load(spec).await?;
+        let mut loadouts = Vec::new();
+        for _ in &self.lanes {
+            loadouts.push(self.loadout(spec, &plugins).await?);
+        }
+        Ok((plugins, loadouts))
+    }
+
+    fn refuse(&self, reason: String) -> String {
+        tracing::error!(pipeline = %self.spec.name, reason, "the change is not used; the version at work goes on");
+        self.shared.metrics.pipeline(&self.spec).swaps_refused.inc();
+        self.status.send_modify(|status| status.refused = Some(reason.clone()));
+        reason
+    }
+
+    async fn lane_ended(&mut self, ended: Result<TopicPartition, tokio::task::JoinError>) {
+        let reason = match ended {
+            Ok(partition) => {
+                let Some(lane) = self.lanes.remove(&partition) else { return };
+                match lane.status.borrow().health.clone() {
+                    Health::Stopped { reason } => format!("{partition}: {reason}"),
+                    other => format!("{partition}: the lane ended by itself ({other:?})"),
+                }
+            }
+            Err(error) => format!("a defect of the host: {error}"),
+        };
+        self.stop(reason).await;
+    }
+
+    async fn stop(&mut self, reason: String) {
+        self.drain().await;
+        tracing::error!(pipeline = %self.spec.name, reason, "pipeline stopped; it starts again when its configuration or a plugin changes");
+        self.status.send_modify(|status| status.state = PipelineState::Stopped { reason });
+    }
+
+    /// Lets every lane finish what is under way.
+    async fn drain(&mut self) {
+        for lane in self.lanes.values() {
+            // A lane that has ended has drained.
+            let _ = lane.wishes.send(Wish::Drain).await;
+        }
+        while self.tasks.join_next().await.is_some() {}
+        self.lanes.clear();
+    }
+
+    async fn look_for_partitions(&mut self) {
+        if self.lanes.is_empty() {
+            return;
+        }
+        for topic in self.spec.from.clone() {
+            let broker = &self.shared.brokers[&topic.broker];
+            // A broker that is away is the lanes' affair; the next look comes soon.
+            let Ok(Some(info)) = broker.topic(&topic.topic).await else { continue };
+            for partition in 0..info.partitions.len() as u32 {
+                let partition = TopicPartition { topic: topic.clone(), partition };
+                if !self.lanes.contains_key(&partition)
+                    && let Err(error) = self.open(partition).await
+                {
+                    tracing::warn!(pipeline = %self.spec.name, error = error.message, "a new partition cannot be opened yet");
+                }
+            }
+        }
+    }
+}
+
+/// Spreads the retries of lanes that fail together.
+fn seed_of(spec: &PipelineSpec, partition: &TopicPartition) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (spec.name.as_str(), partition).hash(&mut hasher);
+    hasher.finish()
+}
