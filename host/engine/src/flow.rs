@@ -402,6 +402,3 @@ fn dead_letters(
     let topic = plan.dead_letters.clone();
     (!batch.is_empty()).then(|| Output { topic, encoding: Encoding::default(), events: Arc::new(batch) })
 }
-
-#[cfg(test)]
-mod tests;

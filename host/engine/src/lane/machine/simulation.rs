@@ -22,24 +22,25 @@ impl Dice {
     }
 }
 
+/// An input and the version that handled it; of a boundary, the first input and its version.
+type Handled = (usize, u32);
+
 /// What survives a crash of the host.
 #[derive(Default)]
 struct SimulatedBroker {
     inputs: usize,
     cursor: usize,
     generation: u64,
-    /// Input and the version that handled it.
-    outputs: Vec<(usize, u32)>,
-    /// From which input on which version.
-    boundaries: Vec<(usize, u32)>,
+    outputs: Vec<Handled>,
+    boundaries: Vec<Handled>,
 }
 
 /// A commit on its way to the broker. It may arrive after its sender is gone.
 #[derive(Clone, Debug)]
 struct SentCommit {
     generation: u64,
-    inputs: Vec<(usize, u32)>,
-    boundary: Option<(usize, u32)>,
+    inputs: Vec<Handled>,
+    boundary: Option<Handled>,
 }
 
 impl SimulatedBroker {
@@ -64,7 +65,7 @@ struct Host {
     next_read: usize,
     read: VecDeque<Vec<usize>>,
     processing: Option<Vec<usize>>,
-    ready: VecDeque<(Vec<(usize, u32)>, Option<(usize, u32)>)>,
+    ready: VecDeque<(Vec<Handled>, Option<Handled>)>,
     version: u32,
     next_version: u32,
     boundary_version: Option<u32>,
