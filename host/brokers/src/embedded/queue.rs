@@ -1,0 +1,131 @@
+//! The bounded queue between many async callers and the one writer thread.
+//!
+//! Callers wait for room without blocking a thread; the writer takes everything that waits at once. Nothing here knows
+//! what is queued.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+pub(super) struct Queue<T> {
+    room: Semaphore,
+    state: Mutex<State<T>>,
+    arrived: Condvar,
+}
+
+struct State<T> {
+    items: VecDeque<T>,
+    closed: bool,
+}
+
+/// The writer has ended.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+impl<T> Queue<T> {
+    pub(super) fn new(items_max: usize) -> Self {
+        let state = Mutex::new(State { items: VecDeque::new(), closed: false });
+        Self { room: Semaphore::new(items_max), state, arrived: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Waits for room and queues `item`.
+    pub(super) async fn send(&self, item: T) -> Result<(), Closed> {
+        let permit = self.room.acquire().await.map_err(|_| Closed)?;
+        let mut state = self.state();
+        if state.closed {
+            return Err(Closed);
+        }
+        permit.forget();
+        state.items.push_back(item);
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Waits up to `wait` for items, then takes what is there: as many as weigh at most `weight_max`, but at least one.
+    /// None came in time: empty. `None`: closed, and everything was taken.
+    pub(super) fn take(&self, wait: Duration, weight: impl Fn(&T) -> usize, weight_max: usize) -> Option<Vec<T>> {
+        let waiting = |state: &mut State<T>| state.items.is_empty() && !state.closed;
+        let (mut state, _) = self
+            .arrived
+            .wait_timeout_while(self.state(), wait, waiting)
+            .expect("nothing panics while it holds this lock");
+        if state.items.is_empty() && state.closed {
+            return None;
+        }
+        let mut total = 0;
+        let fitting = state.items.iter().take_while(|item| {
+            let first = total == 0;
+            total += weight(item).max(1);
+            first || total <= weight_max
+        });
+        let count = fitting.count();
+        let taken: Vec<T> = state.items.drain(..count).collect();
+        drop(state);
+        self.room.add_permits(taken.len());
+        Some(taken)
+    }
+
+    /// Nothing more gets in; what waits is still taken.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.room.close();
+        self.arrived.notify_all();
+    }
+
+    /// As [`Queue::close`], for a writer that ended without taking what waits.
+    pub(super) fn abandon(&self) {
+        self.close();
+        self.state().items.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+
+    #[tokio::test]
+    async fn takes_what_waits_up_to_a_weight() {
+        let queue = Queue::new(8);
+        for item in [3, 4, 5, 100, 1] {
+            queue.send(item).await.unwrap();
+        }
+        let take = || queue.take(NOW, |item| *item, 7);
+        assert_eq!(take(), Some(vec![3, 4]));
+        assert_eq!(take(), Some(vec![5]));
+        assert_eq!(take(), Some(vec![100]));
+        assert_eq!(take(), Some(vec![1]));
+        assert_eq!(take(), Some(vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_makes_callers_wait() {
+        let queue = Queue::new(2);
+        queue.send(1).await.unwrap();
+        queue.send(2).await.unwrap();
+        let third = queue.send(3);
+        tokio::pin!(third);
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut third).await.is_err());
+        assert_eq!(queue.take(NOW, |_| 1, 1), Some(vec![1]));
+        third.await.unwrap();
+        assert_eq!(queue.take(NOW, |_| 1, 9), Some(vec![2, 3]));
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_is_emptied_first() {
+        let queue = Queue::new(2);
+        queue.send(1).await.unwrap();
+        queue.close();
+        assert!(queue.send(2).await.is_err());
+        assert_eq!(queue.take(NOW, |_| 1, 9), Some(vec![1]));
+        assert_eq!(queue.take(NOW, |_| 1, 9), None);
+    }
+}
