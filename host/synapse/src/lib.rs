@@ -1,3 +1,4 @@
 //! The Synapse host: configuration, wiring, HTTP and command line.
 
+pub mod config;
 pub mod plugin;
