@@ -24,7 +24,7 @@ pub(crate) struct Part {
 pub(crate) type Lie = String;
 
 /// A batch filter's answer for `rows` rows.
-pub(crate) fn selection(rows: usize, selection: Selection) -> Result<Part, Lie> {
+pub(crate) fn selection(rows: usize, selection: &Selection) -> Result<Part, Lie> {
     length("kept", selection.kept.len(), rows)?;
     let rejected = rejections(rows, &selection.rejected)?;
     let unclear = selection.kept.iter().zip(0..).find(|&(&flag, row)| flag > 1 && !is_rejected(&rejected, row));
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_selection_is_one_flag_a_row() {
         let check = |kept: &[u8], rejections: &[u32]| {
-            selection(3, Selection { kept: kept.to_vec(), rejected: rejected(rejections) })
+            selection(3, &Selection { kept: kept.to_vec(), rejected: rejected(rejections) })
         };
         let part = check(&[1, 0, 1], &[]).unwrap();
         assert_eq!(part, Part { answer: Answer::Keep(vec![true, false, true]), rejected: vec![] });

@@ -151,3 +151,25 @@ impl Drop for Running<'_> {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_sleeps_without_guests_and_wakes_for_one() {
+        let engine = new(1, 1 << 20).expect("the machine runs wasmtime");
+        let ticker = Ticker::start(&engine, Duration::from_micros(10)).expect("the machine has threads");
+        let is_asleep = || ticker.shared.asleep.load(Ordering::SeqCst);
+        for _ in 0..3 {
+            while !is_asleep() {
+                thread::yield_now();
+            }
+            let running = ticker.guest_runs();
+            while is_asleep() {
+                thread::yield_now();
+            }
+            drop(running);
+        }
+    }
+}

@@ -135,7 +135,7 @@ impl Sandbox {
             Work::Filter(work) => answer::verdicts(rows, self.call(work, (events,), cpu_max).await?.0),
             Work::Transform(work) => answer::outcomes(rows, self.call(work, (events,), cpu_max).await?.0),
             Work::Router(work) => answer::routings(rows, self.call(work, (events,), cpu_max).await?.0),
-            Work::BatchFilter(work) => answer::selection(rows, self.call(work, (columns,), cpu_max).await?.0),
+            Work::BatchFilter(work) => answer::selection(rows, &self.call(work, (columns,), cpu_max).await?.0),
             Work::BatchTransform(work) => answer::rewrite(rows, self.call(work, (columns,), cpu_max).await?.0),
             Work::BatchRouter(work) => answer::routes(rows, self.call(work, (columns,), cpu_max).await?.0),
         };
@@ -262,4 +262,25 @@ fn blame(error: &wasmtime::Error, host: &Host, limits: &StageLimits) -> Trouble 
 fn blame_contract(interface: &str, error: &wasmtime::Error) -> Trouble {
     let reason = format!("exports `{interface}` in another shape than the contract's: {error:#}");
     Trouble::Guest(Fault::new(FailureKind::BadAnswer, text::clean(&reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_is_free_and_work_is_not() {
+        let (mut spent, cpu_max) = (Duration::ZERO, Duration::from_millis(20));
+        let wait = tokio::time::sleep(cpu_max * 3);
+        assert!(metered(cpu_max, &mut spent, wait).await.is_ok());
+        assert!(spent < cpu_max, "{spent:?}");
+        let endless = async {
+            loop {
+                std::hint::black_box((0..10_000).sum::<u64>());
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(metered(cpu_max, &mut spent, async { endless.await }).await.is_err());
+        assert!(spent > cpu_max, "{spent:?}");
+    }
 }

@@ -8,7 +8,7 @@ macro_rules! plugin {
 
         impl exports::synapse::plugin::plugin::Guest for Guest {
             fn describe() -> synapse::plugin::types::Manifest {
-                if cfg!(feature = "loop-in-describe") {
+                if env!("CARGO_CRATE_NAME") == "endless_describe" {
                     $crate::spin();
                 }
                 synapse::plugin::types::Manifest {

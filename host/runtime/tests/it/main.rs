@@ -1,0 +1,10 @@
+//! The plugin runtime with real components: what loads, what well-behaved guests answer, and what the host does about
+//! hostile ones.
+
+mod support;
+
+mod hostile;
+mod kinds;
+mod lies;
+mod loading;
+mod log;
