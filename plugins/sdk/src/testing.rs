@@ -178,7 +178,7 @@ impl TestEvent {
         match (json, std::str::from_utf8(&self.data)) {
             _ if self.data.is_empty() => None,
             (Some(json), _) => event.insert("data".to_owned(), json),
-            (None, Ok(text)) if !is_json(&self.content_type) => event.insert("data".to_owned(), text.into()),
+            (None, Ok(text)) if self.content_type.starts_with("text/") => event.insert("data".to_owned(), text.into()),
             (None, _) => event.insert("data_base64".to_owned(), base64_encode(&self.data).into()),
         };
         event
