@@ -12,7 +12,7 @@ fuzz_target!(|input: &[u8]| {
     // Ends as steps of one byte, so that most of them ascend; a step of 255 goes backwards.
     let mut end = 0_u32;
     let ends = ends.iter().map(|&step| {
-        end = if step == 255 { end.wrapping_sub(1) } else { end + u32::from(step % 16) };
+        end = if step == 255 { end.wrapping_sub(1) } else { end.wrapping_add(u32::from(step % 16)) };
         end
     });
     let Ok(mut batch) = Batch::from_columns(stride, ends.collect(), bytes.to_vec()) else { return };

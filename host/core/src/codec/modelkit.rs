@@ -134,11 +134,10 @@ pub(super) fn decode_entry(
     now: Timestamp,
     into: &mut Batch,
 ) -> Result<Decoded, DecodeError> {
-    let mut names = HashSet::with_capacity(fields.len());
-    if let Some((name, _)) = fields.iter().find(|(name, _)| !names.insert(*name)) {
+    if let Some(name) = first_repeated(fields.iter().map(|(name, _)| *name)) {
         return Err(DecodeError::twice(&String::from_utf8_lossy(name)));
     }
-    let has = |name: &[u8]| names.contains(name);
+    let has = |name: &[u8]| fields.iter().any(|(known, _)| *known == name);
     if has(b"event") {
         decode_fields(fields, origin, into)?;
     } else if has(b"event_type") {
@@ -149,6 +148,20 @@ pub(super) fn decode_entry(
         return Err(unknown(fields));
     }
     Ok(Decoded::Event)
+}
+
+/// The first name that was there before. Few names are compared with each other, many are hashed.
+fn first_repeated<'n, N: Iterator<Item = &'n [u8]> + ExactSizeIterator + Clone>(mut names: N) -> Option<&'n [u8]> {
+    const FEW: usize = 24;
+    if names.len() <= FEW {
+        let all = names.clone();
+        return names
+            .enumerate()
+            .find(|(at, name)| all.clone().take(*at).any(|earlier| earlier == *name))
+            .map(|(_, name)| name);
+    }
+    let mut seen = HashSet::with_capacity(names.len());
+    names.find(|name| !seen.insert(*name))
 }
 
 fn unknown(fields: &Fields<'_>) -> DecodeError {
@@ -300,7 +313,8 @@ fn is_number(value: &[u8]) -> bool {
 
 /// The text of a JSON object or array.
 fn nested_json(value: &[u8]) -> Option<&str> {
-    raw(value).filter(|raw| raw.starts_with(['{', '[']))
+    let first = value.iter().find(|byte| !byte.is_ascii_whitespace());
+    if matches!(first, Some(b'{' | b'[')) { raw(value) } else { None }
 }
 
 /// One JSON value without the space around it.
@@ -498,10 +512,7 @@ pub(super) fn encode_fields(event: EventRef<'_>, mut emit: impl FnMut(&[u8], &[u
     for (name, value) in members {
         let value = match own.iter().find(|(known, _)| known == name) {
             Some((_, own)) => Cow::Borrowed(own.as_ref()),
-            None => match serde_json::from_str(value.get()) {
-                Ok(Text(text)) => text,
-                Err(_) => Cow::Borrowed(value.get()),
-            },
+            None => scalar_text(value).unwrap_or(Cow::Borrowed(value.get())),
         };
         emit(name.as_bytes(), value.as_bytes());
     }
@@ -515,9 +526,9 @@ fn members_as_fields(event: EventRef<'_>) -> Option<MemberList<'_>> {
         return None;
     }
     let Members(members) = serde_json::from_slice(event.data()).ok()?;
-    let mut names = HashSet::with_capacity(members.len());
-    let distinct = members.iter().all(|(name, _)| names.insert(name.as_ref()) && !redis::is_marker(name.as_bytes()));
-    distinct.then_some(members)
+    let names = members.iter().map(|(name, _)| name.as_bytes());
+    let fit = first_repeated(names.clone()).is_none() && !names.clone().any(redis::is_marker);
+    fit.then_some(members)
 }
 
 /// The fields that come from attributes. `written` is the time as data has it.
