@@ -185,6 +185,12 @@ impl Shared {
         })
     }
 
+    fn no_topic(&self, topic: &TopicName) -> BrokerError {
+        self.node.invalid(format_args!(
+            "there is no topic `{topic}`: publish to it first, or write it down in the configuration"
+        ))
+    }
+
     fn kept(&self) -> MutexGuard<'_, HashMap<LaneKey, EntryId>> {
         self.kept.lock().expect("nothing panics while it holds this lock")
     }
@@ -233,7 +239,7 @@ impl Broker for RedisBroker {
         let shared = &self.shared;
         let layout = shared.topics.layout(topic).await?;
         if !layout.exists {
-            return Err(shared.node.invalid(format_args!("there is no topic `{topic}`; publish to it first")));
+            return Err(shared.no_topic(topic));
         }
         let key = shared.stream_of(topic, &layout, partition)?;
         Ok(Box::new(StreamSource::open(&shared.control, &shared.clock, topic, partition, key, from).await?))

@@ -219,7 +219,8 @@ impl GroupSource {
             }
             // Only a request for new entries may stay without an answer for long.
             let begun = self.phase != Phase::Header || self.stage == Stage::Own;
-            let wait = if begun { self.shared.node.timeout } else { deadline.saturating_duration_since(Instant::now()) };
+            let wait =
+                if begun { self.shared.node.timeout } else { deadline.saturating_duration_since(Instant::now()) };
             if !self.wire.fill_within(&self.doing, wait).await? {
                 if begun || self.asked.elapsed() > self.block + self.shared.node.timeout {
                     return Err(self.shared.node.late(&self.doing));

@@ -58,11 +58,7 @@ pub(super) struct LaneKeys {
 impl LaneKeys {
     pub(super) fn new(lane: &LaneKey) -> Self {
         let name = format!("{}/{}/{}", lane.pipeline, lane.partition.topic.topic, lane.partition.partition);
-        Self {
-            state: format!("{PREFIX}lane:{{{name}}}"),
-            boundaries: format!("{PREFIX}boundaries:{{{name}}}"),
-            name,
-        }
+        Self { state: format!("{PREFIX}lane:{{{name}}}"), boundaries: format!("{PREFIX}boundaries:{{{name}}}"), name }
     }
 
     /// Where an owner of the lane holds its lease: one owner reads by cursor, one of each host by group.
@@ -82,6 +78,10 @@ pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLa
     let at = &spec.key.partition;
     shared.check_own(&at.topic)?;
     let layout = shared.topics.layout(&at.topic.topic).await?;
+    // A stream that vanished under a lane is made again; one that never was is a mistake.
+    if !layout.exists && !shared.kept().contains_key(&spec.key) {
+        return Err(shared.no_topic(&at.topic.topic));
+    }
     let stream = shared.stream_of(&at.topic.topic, &layout, at.partition)?;
     let keys = LaneKeys::new(&spec.key);
     let lease = keys.lease(spec.read, &shared.host);
@@ -163,7 +163,9 @@ async fn take_lease(
     }
     Err(shared.node.error(
         BrokerErrorKind::Fenced,
-        format_args!("could not {doing}: others took it {TRIES_MAX} times meanwhile; check which hosts run the pipeline"),
+        format_args!(
+            "could not {doing}: others took it {TRIES_MAX} times meanwhile; check which hosts run the pipeline"
+        ),
     ))
 }
 
@@ -376,7 +378,8 @@ impl Lane {
         layouts: &[Arc<Layout>],
     ) -> Result<(), BrokerError> {
         let cursor = covered.iter().copied().max().unwrap_or_default().max(self.cursor);
-        let entries_read = self.entries_read.map(|read| read + covered.len() as u64);
+        let new = covered.iter().filter(|id| **id > self.cursor).count();
+        let entries_read = self.entries_read.map(|read| read + new as u64);
         let mut sent = Sent { counts: self.counted.elapsed() >= COUNT_EVERY, ..Sent::default() };
         command(&mut self.wire.outbox, &[b"MULTI"]);
         for (output, layout) in effects.outputs.iter().zip(layouts) {
@@ -403,7 +406,9 @@ impl Lane {
             self.make_group().await?;
         }
         for (output, layout) in effects.outputs.iter().zip(layouts) {
-            self.shared.retention.added(&output.topic.topic, layout, output.events.len());
+            if self.shared.retention.added(&output.topic.topic, layout, output.events.len()) {
+                self.shared.retention.wake();
+            }
         }
         Ok(())
     }

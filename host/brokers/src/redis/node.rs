@@ -31,7 +31,8 @@ impl Node {
         let invalid = |message: String| BrokerError { broker: broker.clone(), kind: BrokerErrorKind::Invalid, message };
         if url.starts_with("rediss:") || url.starts_with("valkeys:") {
             return Err(invalid(
-                "TLS to Redis (rediss://) is not built in yet: use redis:// in a trusted network, or a TLS tunnel".into(),
+                "TLS to Redis (rediss://) is not built in yet: use redis:// in a trusted network, or a TLS tunnel"
+                    .into(),
             ));
         }
         let info = url.into_connection_info().map_err(|error| {
@@ -76,7 +77,9 @@ impl Node {
         let (address, timeout) = (&self.address, self.timeout);
         self.error(
             BrokerErrorKind::Unavailable,
-            format_args!("could not {doing}: {address} did not answer within {timeout:?}; check its load and the network"),
+            format_args!(
+                "could not {doing}: {address} did not answer within {timeout:?}; check its load and the network"
+            ),
         )
     }
 
@@ -85,7 +88,9 @@ impl Node {
         let address = &self.address;
         self.error(
             BrokerErrorKind::Unavailable,
-            format_args!("could not {doing}: {address} answered what Redis would not ({what}); check what listens there"),
+            format_args!(
+                "could not {doing}: {address} answered what Redis would not ({what}); check what listens there"
+            ),
         )
     }
 

@@ -59,7 +59,9 @@ impl Publisher {
         let ended = || shared.node.error(BrokerErrorKind::Unavailable, "could not publish: the broker is closed");
         self.queue.send(Request { commands, events, done }).await.map_err(|_| ended())?;
         let ids = answer.await.map_err(|_| ended())??;
-        shared.retention.added(&output.topic.topic, &layout, events);
+        if shared.retention.added(&output.topic.topic, &layout, events) {
+            shared.retention.trim_full(&shared.control).await;
+        }
         Ok(partitions.into_iter().zip(ids.into_iter().map(offset)).collect())
     }
 }

@@ -457,7 +457,9 @@ mod tests {
 
     #[test]
     fn lengths_that_cannot_be_are_malformed_and_reserve_nothing() {
-        for bytes in ["$99999999999\r\n", "*99999999999\r\n", "$-2\r\n", "*-7\r\n", "$1x\r\n", "$\r\n", "_\r\n", "%1\r\n"] {
+        for bytes in
+            ["$99999999999\r\n", "*99999999999\r\n", "$-2\r\n", "*-7\r\n", "$1x\r\n", "$\r\n", "_\r\n", "%1\r\n"]
+        {
             assert!(matches!(Scanner::new(bytes.as_bytes()).reply(), Err(Stop::Malformed(_))), "{bytes}");
         }
         let deep = "*1\r\n".repeat(2_000_000);

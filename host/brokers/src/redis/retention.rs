@@ -1,9 +1,10 @@
 //! Retention: old entries of topics with bounds go, but never one that a pipeline of ours has still to read.
 //!
-//! One task of the broker trims: a topic after every [`ADDS_MAX`] entries that this host added, and each topic that it
-//! added to (or that has a bound by age) every [`EVERY`]. Before each trim it asks where our groups are: those whose
-//! lane is written down. The slowest cursor, or the oldest entry that was handed out and not acknowledged, is as far as
-//! it goes. Groups of other tools are not waited for.
+//! A topic is trimmed after this host added as many entries as are kept, at most [`ADDS_MAX`]: by who published the
+//! last of them, or by a task of the broker if that was a commit. The task also trims each topic that was added to, or
+//! that has a bound by age, every [`EVERY`]. Before each trim our groups are asked for their places; ours are those
+//! whose lane is written down. The slowest cursor, or the oldest entry that was handed out and not acknowledged, is as
+//! far as it goes. Groups of other tools are not waited for.
 //!
 //! Trims are approximate (`~`): Redis frees whole blocks of about a hundred entries, so somewhat more is kept.
 
@@ -21,7 +22,9 @@ use super::resp::{EntryId, Reply};
 use super::topics::{Layout, PREFIX, StreamInfo};
 
 /// How many entries may be added before a topic is trimmed.
-const ADDS_MAX: usize = 10_000;
+const ADDS_MAX: u64 = 10_000;
+/// Trimming after fewer entries frees no block.
+const ADDS_MIN: u64 = 100;
 /// How often topics are trimmed that were added to.
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -34,22 +37,31 @@ pub(super) struct Retainer {
 
 struct Added {
     layout: Arc<Layout>,
-    events: usize,
+    events: u64,
+}
+
+impl Added {
+    fn is_full(&self) -> bool {
+        self.events >= self.layout.retention.events.unwrap_or(ADDS_MAX).clamp(ADDS_MIN, ADDS_MAX)
+    }
 }
 
 impl Retainer {
-    /// Notes that entries were added to a topic.
-    pub(super) fn added(&self, topic: &TopicName, layout: &Arc<Layout>, events: usize) {
+    /// Notes that entries were added to a topic; tells whether it should be trimmed.
+    pub(super) fn added(&self, topic: &TopicName, layout: &Arc<Layout>, events: usize) -> bool {
         if layout.retention == Retention::default() {
-            return;
+            return false;
         }
         let mut topics = self.topics();
         let added = topics.entry(topic.clone()).or_insert_with(|| Added { layout: Arc::clone(layout), events: 0 });
         added.layout = Arc::clone(layout);
-        added.events += events;
-        if added.events >= ADDS_MAX {
-            self.wake.notify_one();
-        }
+        added.events += events as u64;
+        added.is_full()
+    }
+
+    /// Has the task trim what is full.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     fn topics(&self) -> MutexGuard<'_, HashMap<TopicName, Added>> {
@@ -57,10 +69,10 @@ impl Retainer {
     }
 
     /// The topics to trim now.
-    fn due(&self, woken: bool) -> Vec<(TopicName, Arc<Layout>)> {
+    fn due(&self, full: bool) -> Vec<(TopicName, Arc<Layout>)> {
         let mut topics = self.topics();
-        let due = topics.iter_mut().filter(|(_, added)| match woken {
-            true => added.events >= ADDS_MAX,
+        let due = topics.iter_mut().filter(|(_, added)| match full {
+            true => added.is_full(),
             false => added.events > 0 || added.layout.retention.age.is_some(),
         });
         due.map(|(topic, added)| {
@@ -75,16 +87,25 @@ impl Retainer {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let woken = tokio::select! {
+            let full = tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.wake.notified() => true,
                 _ = ticks.tick() => false,
             };
-            for (topic, layout) in self.due(woken) {
-                for (partition, key) in layout.keys.iter().enumerate() {
-                    if let Err(error) = trim(control, &topic, partition, key, &layout.retention).await {
-                        tracing::warn!(%topic, partition, %error, "old entries could not be trimmed");
-                    }
+            self.trim(control, full).await;
+        }
+    }
+
+    /// Trims what should not wait for the task.
+    pub(super) async fn trim_full(&self, control: &Control) {
+        self.trim(control, true).await;
+    }
+
+    async fn trim(&self, control: &Control, full: bool) {
+        for (topic, layout) in self.due(full) {
+            for (partition, key) in layout.keys.iter().enumerate() {
+                if let Err(error) = trim(control, &topic, partition, key, &layout.retention).await {
+                    tracing::warn!(%topic, partition, %error, "old entries could not be trimmed");
                 }
             }
         }
@@ -92,7 +113,7 @@ impl Retainer {
 }
 
 /// Trims one stream as far as its retention and our groups let it.
-pub(super) async fn trim(
+async fn trim(
     control: &Control,
     topic: &TopicName,
     partition: usize,

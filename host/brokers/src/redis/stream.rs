@@ -115,16 +115,8 @@ impl StreamSource {
         let count = self.pace.count(limit).to_string();
         let block = BLOCK_MS.to_string();
         let place = self.entries.place.to_string();
-        let arguments: &[&[u8]] = &[
-            b"XREAD",
-            b"COUNT",
-            count.as_bytes(),
-            b"BLOCK",
-            block.as_bytes(),
-            b"STREAMS",
-            key,
-            place.as_bytes(),
-        ];
+        let arguments: &[&[u8]] =
+            &[b"XREAD", b"COUNT", count.as_bytes(), b"BLOCK", block.as_bytes(), b"STREAMS", key, place.as_bytes()];
         command(&mut self.wire.outbox, arguments);
         self.phase = if checks { Phase::Info } else { Phase::Header };
         self.asked = Instant::now();

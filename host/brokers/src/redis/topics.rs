@@ -83,7 +83,7 @@ impl Stored {
     }
 }
 
-/// All topics of a node; what was asked lately is remembered.
+/// All topics of a node; what was asked lately is remembered, unless there was nothing.
 pub(super) struct Topics {
     control: Control,
     remembered: Mutex<HashMap<TopicName, (Instant, Arc<Layout>)>>,
@@ -127,6 +127,10 @@ impl Topics {
             exists |= self.is_stream(&doing, key, reply)?;
         }
         let layout = Layout::new(topic, shape, exists);
+        if !exists {
+            // It may be made at any moment.
+            return Ok(layout);
+        }
         let mut remembered = self.remembered();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
@@ -237,7 +241,12 @@ impl Topics {
             return Ok(PartitionInfo { bytes: Some(0), ..PartitionInfo::default() });
         };
         let bytes = replies[1].count();
-        Ok(PartitionInfo { earliest: info.first.map(offset), latest: info.last.map(offset), events: info.length, bytes })
+        Ok(PartitionInfo {
+            earliest: info.first.map(offset),
+            latest: info.last.map(offset),
+            events: info.length,
+            bytes,
+        })
     }
 
     /// All topics, by name: those written down and all streams that can be topics.

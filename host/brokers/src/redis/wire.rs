@@ -176,7 +176,6 @@ impl Wire {
         }
         self.outbox.shrink_to(SEND_BYTES);
     }
-
 }
 
 async fn connect(address: &ConnectionAddr) -> std::io::Result<Box<dyn Duplex>> {

@@ -1,0 +1,5 @@
+//! The Redis broker against a real redis-server.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+
+mod contract;
+mod support;
