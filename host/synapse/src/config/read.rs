@@ -105,15 +105,12 @@ impl<'a> Reader<'a> {
     pub(super) fn problem(&mut self, place: Place, key: &str, message: impl Into<String>) {
         let line = self.line_index(place);
         let before = self.text.get(self.line_starts[line]..place.0).unwrap_or_default();
-        let problem = Problem {
+        self.problems.push(Problem {
             line: line + 1,
             column: before.chars().count() + 1,
             key: key.to_owned(),
             message: message.into(),
-        };
-        if !self.problems.contains(&problem) {
-            self.problems.push(problem);
-        }
+        });
     }
 
     /// The line, from 1.
@@ -124,6 +121,7 @@ impl<'a> Reader<'a> {
     /// What was noted, from the first line to the last.
     pub(super) fn into_problems(mut self) -> Vec<Problem> {
         self.problems.sort_by_key(|problem| (problem.line, problem.column));
+        self.problems.dedup();
         self.problems
     }
 

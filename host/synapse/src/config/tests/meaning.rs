@@ -146,6 +146,11 @@ fn what_is_left_out_has_a_default() {
 }
 
 #[test]
+fn files_of_other_systems_are_read() {
+    assert_eq!(accepted("\u{feff}[server]\r\ndata = \"x\"\r\n"), accepted("[server]\ndata = \"x\""));
+}
+
+#[test]
 fn the_local_broker_may_be_written_down() {
     assert_eq!(accepted("[brokers.local]\nkind = \"embedded\""), accepted(""));
 }
