@@ -75,6 +75,13 @@ impl Watcher {
     /// The system's watcher or the thread cannot be started. A single path that cannot be watched is no error: it is
     /// looked at every two seconds.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Result<(Self, mpsc::Receiver<Changed>), Error> {
+        Self::start(paths, LOOK_WITHOUT_WORD)
+    }
+
+    fn start(
+        paths: impl IntoIterator<Item = PathBuf>,
+        look_without_word: Duration,
+    ) -> Result<(Self, mpsc::Receiver<Changed>), Error> {
         let (words, heard) = sync_channel(WORDS_MAX);
         let to_thread = words.clone();
         let system = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -83,7 +90,7 @@ impl Watcher {
         })?;
         let (changes, receiver) = mpsc::channel(CHANGES_MAX);
         let files = paths.into_iter().map(|path| (path.clone(), Watched::now(&path))).collect();
-        let mut lookout = Lookout { files, directories: BTreeMap::new(), system, changes };
+        let mut lookout = Lookout { files, directories: BTreeMap::new(), system, changes, look_without_word };
         lookout.watch_directories();
         let thread = std::thread::Builder::new()
             .name("synapse-watch".to_owned())
@@ -136,6 +143,7 @@ struct Lookout {
     directories: BTreeMap<PathBuf, Identity>,
     system: RecommendedWatcher,
     changes: mpsc::Sender<Changed>,
+    look_without_word: Duration,
 }
 
 impl Lookout {
@@ -154,7 +162,7 @@ impl Lookout {
             if look_at <= now {
                 self.watch_directories();
                 let unsettled = self.look(now);
-                look_at = now + if unsettled { LOOK } else { LOOK_WITHOUT_WORD };
+                look_at = now + if unsettled { LOOK } else { self.look_without_word };
             }
         }
     }
@@ -200,8 +208,19 @@ impl Lookout {
         unsettled
     }
 
-    /// Has the system watch the directories on the way to every file, and no others.
+    /// Has the system watch the directories on the way to every file. A way may change before its directories are
+    /// watched, so it is gone again until nothing new is on it; a way that changes all the time is met at a later look.
     fn watch_directories(&mut self) {
+        const ROUNDS_MAX: usize = 8;
+        for _ in 0..ROUNDS_MAX {
+            if !self.watch_directories_of_now() {
+                return;
+            }
+        }
+    }
+
+    /// Watches these directories and no others; whether any of them was new.
+    fn watch_directories_of_now(&mut self) -> bool {
         let mut needed = BTreeSet::new();
         for (path, watched) in &mut self.files {
             let way = Way::to(path);
@@ -219,6 +238,7 @@ impl Lookout {
             // It fails for a directory that is gone, which is what it is for.
             let _ = self.system.unwatch(&directory);
         }
+        let mut new = false;
         for directory in needed {
             let Some(identity) = Identity::of(&directory) else { continue };
             if self.directories.contains_key(&directory) {
@@ -232,7 +252,9 @@ impl Lookout {
                 );
             }
             self.directories.insert(directory, identity);
+            new = true;
         }
+        new
     }
 }
 
@@ -416,11 +438,16 @@ mod tests {
     }
 
     impl Scene {
-        /// Watches `names`, after `prepare` has made what it wants.
+        /// Watches `names`, after `prepare` has made what it wants. Only the system's word makes the watcher look.
         fn new(names: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+            Self::looking_every(Duration::from_secs(3_600), names, prepare)
+        }
+
+        fn looking_every(look_without_word: Duration, names: &[&str], prepare: impl FnOnce(&Path)) -> Self {
             let folder = tempfile::tempdir().unwrap();
             prepare(folder.path());
-            let (watcher, changes) = Watcher::new(names.iter().map(|name| folder.path().join(name))).unwrap();
+            let paths = names.iter().map(|name| folder.path().join(name));
+            let (watcher, changes) = Watcher::start(paths, look_without_word).unwrap();
             Self { folder, watcher, changes }
         }
 
@@ -560,6 +587,23 @@ mod tests {
         scene.write("dir/a", "newer");
         scene.reports("dir/a", "newer").await;
         scene.reports_nothing().await;
+    }
+
+    /// Written through another name in a directory that is not watched: the system says nothing.
+    #[tokio::test]
+    async fn a_change_without_a_word_is_found() {
+        let prepare = |folder: &Path| {
+            write(folder, "dir/a", "old");
+            write(folder, "else/b", "");
+            fs::remove_file(folder.join("else/b")).unwrap();
+            fs::hard_link(folder.join("dir/a"), folder.join("else/b")).unwrap();
+        };
+        let mut unheard = Scene::new(&["dir/a"], prepare);
+        let mut scene = Scene::looking_every(LOOK, &["dir/a"], prepare);
+        unheard.write("else/b", "new");
+        scene.write("else/b", "new");
+        scene.reports("dir/a", "new").await;
+        unheard.reports_nothing().await;
     }
 
     #[tokio::test]
