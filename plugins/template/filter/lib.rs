@@ -28,7 +28,9 @@ impl Filter for {{Type}} {
     }
 
     fn judge(&mut self, event: &Event<'_>) -> Verdict {
-        let number = event.json_at_pointer(&self.config.pointer).and_then(|value| value.as_f64());
+        let number = event
+            .json_at_pointer(&self.config.pointer)
+            .and_then(|value| value.as_f64());
         Verdict::keep_if(number.is_some_and(|number| number >= self.config.min))
     }
 }
@@ -50,7 +52,8 @@ mod tests {
 
     #[test]
     fn a_batch() {
-        let mut plugin = filter::<{{Type}}>(&json!({ "pointer": "/accuracy", "min": 0.9 })).unwrap();
+        let mut plugin =
+            filter::<{{Type}}>(&json!({ "pointer": "/accuracy", "min": 0.9 })).unwrap();
         let high = event("model-ready").json(&json!({ "accuracy": 0.95 }));
         let low = event("model-ready").json(&json!({ "accuracy": 0.5 }));
         assert_eq!(plugin.run(&[high, low]), [Outcome::Keep, Outcome::Drop]);

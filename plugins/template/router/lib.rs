@@ -25,9 +25,15 @@ impl Router for {{Type}} {
     }
 
     fn route(&mut self, event: &Event<'_>, to: &mut Routes<'_>) -> Result<(), Reject> {
-        match event.json_at("/severity").and_then(|value| value.as_str()).as_deref() {
+        match event
+            .json_at("/severity")
+            .and_then(|value| value.as_str())
+            .as_deref()
+        {
             // The stage's `routes` has to allow these topics: routes = ["alerts-*"].
-            Some(severity @ ("low" | "high")) => to.topic(&format!("{}{severity}", self.config.prefix)),
+            Some(severity @ ("low" | "high")) => {
+                to.topic(&format!("{}{severity}", self.config.prefix))
+            }
             Some("none") => to.nowhere(),
             Some(other) => return Err(Reject(format!("the severity `{other}` is unknown"))),
             None => to.pass(),
@@ -55,6 +61,9 @@ mod tests {
     fn a_batch() {
         let mut plugin = router::<{{Type}}>(&json!({ "prefix": "alerts-" })).unwrap();
         let high = event("error").json(&json!({ "severity": "high" }));
-        assert_eq!(plugin.run(&[high, event("other")]), [Outcome::To(vec!["alerts-high".to_owned()]), Outcome::Pass]);
+        assert_eq!(
+            plugin.run(&[high, event("other")]),
+            [Outcome::To(vec!["alerts-high".to_owned()]), Outcome::Pass]
+        );
     }
 }

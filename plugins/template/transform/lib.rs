@@ -41,9 +41,18 @@ impl Transform for {{Type}} {
     fn apply(&mut self, event: &Event<'_>, out: &mut Emitter<'_>) -> Result<(), Reject> {
         // Data that does not fit makes the event a dead letter; to drop it, return Ok without emitting.
         let data: Data = event.json()?;
-        let envelope = Envelope { name: &data.name, from: event.source() };
+        let envelope = Envelope {
+            name: &data.name,
+            from: event.source(),
+        };
         // Emit once, several times (ids are then `{id}/0`, `{id}/1`, …), or `out.unchanged()`.
-        out.emit(event.draft().kind(&self.config.kind).attribute("enveloped", "true").json(&envelope)?);
+        out.emit(
+            event
+                .draft()
+                .kind(&self.config.kind)
+                .attribute("enveloped", "true")
+                .json(&envelope)?,
+        );
         Ok(())
     }
 }
@@ -66,7 +75,8 @@ mod tests {
     #[test]
     fn one_event_comes_out() {
         let mut plugin = transform::<{{Type}}>(&json!({ "type": "named" })).unwrap();
-        let Outcome::Emit(events) = plugin.run_one(&event("t").json(&json!({ "name": "a" }))) else {
+        let Outcome::Emit(events) = plugin.run_one(&event("t").json(&json!({ "name": "a" })))
+        else {
             panic!("nothing was emitted")
         };
         assert_eq!(events.len(), 1);
