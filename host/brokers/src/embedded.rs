@@ -233,10 +233,33 @@ impl EmbeddedLog {
         })?;
         let (witness, acknowledged) =
             Witness::open(&path.join("acknowledged")).map_err(io("read the file `acknowledged` in"))?;
+        let read = || Self::load(path, options, lock, witness, acknowledged);
+        // The store may panic over damaged files; that is an error like any other.
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+        let (shared, writer, found, lost_writes) = loaded.unwrap_or_else(|_| {
+            let problem = "its files are damaged in a way that the store does not expect".to_owned();
+            Err(Error::Store { path: path.to_owned(), problem })
+        })?;
+        shared.witness.write(found).map_err(io("write the file `acknowledged` in"))?;
+        let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
+        let thread = thread.map_err(io("start a thread to write to"))?;
+        let log = Self(Arc::new(Owner { shared, writer: Mutex::new(Some(thread)) }));
+        let opened = log.opened(lost_writes, started.elapsed());
+        Ok((log, opened))
+    }
+
+    fn load(
+        path: &Path,
+        options: Options,
+        lock: Lock,
+        witness: Witness,
+        acknowledged: u64,
+    ) -> Result<(Arc<Shared>, Writer, u64, u64), Error> {
         let unreadable = |problem| Error::Store { path: path.to_owned(), problem };
-        let store =
-            Store::open(&path.join("store"), options.cache_bytes_max).map_err(|error| unreadable(error.to_string()))?;
-        let (found, lost_writes) = check_store(&store, path, acknowledged, options.accept_loss)?;
+        let accept_loss = options.accept_loss;
+        let store = Store::open(&path.join("store"), options.cache_bytes_max);
+        let store = store.map_err(|error| unreadable(error.to_string()))?;
+        let (found, lost_writes) = check_store(&store, path, acknowledged, accept_loss)?;
         let shared = Arc::new(Shared {
             options,
             path: path.to_owned(),
@@ -248,12 +271,7 @@ impl EmbeddedLog {
             _lock: lock,
         });
         let writer = Writer::load(Arc::clone(&shared), found).map_err(|error| unreadable(error.to_string()))?;
-        shared.witness.write(found).map_err(io("write the file `acknowledged` in"))?;
-        let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
-        let thread = thread.map_err(io("start a thread to write to"))?;
-        let log = Self(Arc::new(Owner { shared, writer: Mutex::new(Some(thread)) }));
-        let opened = log.opened(lost_writes, started.elapsed());
-        Ok((log, opened))
+        Ok((shared, writer, found, lost_writes))
     }
 
     fn opened(&self, lost_writes: u64, took: Duration) -> Opened {

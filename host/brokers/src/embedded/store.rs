@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy};
 use fjall::{
-    CompressionType, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode,
+    CompressionType, Database, Guard, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch,
+    PersistMode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -123,23 +124,20 @@ impl Store {
         })
     }
 
-    /// Values from the one that holds `from` on, at least one if it is there.
+    /// Values from the one that holds `from` on, at least one if it is there. Damage is an error only if it comes first;
+    /// what lies before it is handed out.
     pub(super) fn values(&self, shard: Shard, from: u64) -> Result<Vec<Value>, ReadError> {
         let mut values: Vec<Value> = Vec::new();
         let (mut bytes, mut expected) = (0, from);
-        let first = match self.floor(shard, from)? {
-            Some(base) => base,
-            None => return Ok(values),
+        let Some(first) = self.floor(shard, from)? else {
+            return Ok(values);
         };
         for guard in self.log.range(shard.log_key(first)..=shard.log_key(u64::MAX)) {
-            let damaged = |problem| ReadError::Damaged { base: expected, problem };
-            let (key, value) = guard.into_inner().map_err(|error| damaged(error.to_string()))?;
-            let base = format::base_of(&key).ok_or_else(|| damaged("its key is no key of the log".to_owned()))?;
-            let (_, events) = format::decode(&key, &value).map_err(damaged)?;
-            let value = Value { base, events: Arc::new(events) };
-            if base > expected || value.next() <= expected {
-                return Err(damaged(format!("the value at {base} ends at {}", value.next())));
-            }
+            let value = match read_value(guard, expected) {
+                Ok(value) => value,
+                Err(problem) if values.is_empty() => return Err(ReadError::Damaged { base: expected, problem }),
+                Err(_) => break,
+            };
             expected = value.next();
             bytes += value.events.bytes().len();
             values.push(value);
@@ -172,11 +170,31 @@ impl Store {
         self.database.disk_space()
     }
 
+    /// Writes everything out of the journal into tables and blob files.
+    #[cfg(test)]
+    pub(super) fn flush(&self) {
+        for keyspace in [&self.log, &self.index, &self.meta] {
+            keyspace.rotate_memtable_and_wait().expect("tables can be written");
+        }
+    }
+
     /// Lets space that deleted values took be found: their marks are otherwise written out only with new values.
     pub(super) fn reclaim(&self) -> fjall::Result<()> {
         self.log.rotate_memtable()?;
         Ok(())
     }
+}
+
+/// The value that holds offset `expected`, or what is wrong with it.
+fn read_value(guard: Guard, expected: u64) -> Result<Value, String> {
+    let (key, value) = guard.into_inner().map_err(|error| error.to_string())?;
+    let base = format::base_of(&key).ok_or("its key is no key of the log")?;
+    let (_, events) = format::decode(&key, &value)?;
+    let value = Value { base, events: Arc::new(events) };
+    if base > expected || value.next() <= expected {
+        return Err(format!("the value at {base} ends at {}", value.next()));
+    }
+    Ok(value)
 }
 
 fn damaged_record(key: &[u8], problem: impl std::fmt::Display) -> ReadError {

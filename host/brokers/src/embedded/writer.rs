@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::format::{self, EarliestRecord, Entry, LaneName, LaneRecord, Place, Shard, TopicRecord};
+use super::queue::Linger;
 use super::store::{ReadError, StoreBatch};
 use super::tail::{Partition, Span, Topic, Value};
 use crate::rows::{Gathered, rows_within, spread};
@@ -29,6 +30,9 @@ const JOINED_BYTES_MAX: usize = 64 << 10;
 
 /// What is published at once is cut into values of this size.
 const CUT_BYTES_MAX: usize = 256 << 10;
+
+/// Callers who were just answered are waited for at most this part of what the last write took.
+const LINGER_PART: u32 = 16;
 
 /// How often retention is enforced where nothing is written.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -212,10 +216,13 @@ impl Writer {
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _abandon = Abandon(&shared);
-        while let Some(requests) = shared.queue.take(SWEEP_INTERVAL, Request::bytes, GROUP_BYTES_MAX) {
+        let mut linger = Linger::default();
+        while let Some(requests) = shared.queue.take(SWEEP_INTERVAL, linger, Request::bytes, GROUP_BYTES_MAX) {
+            let (started, returning) = (Instant::now(), requests.len());
             if !requests.is_empty() {
                 self.write_group(&shared, requests);
             }
+            linger = Linger { returning, time_max: started.elapsed() / LINGER_PART };
             if self.swept.elapsed() >= SWEEP_INTERVAL {
                 self.sweep(&shared);
             }
