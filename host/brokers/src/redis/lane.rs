@@ -454,8 +454,7 @@ impl Lane {
         sent.queued += 1;
     }
 
-    /// Writes down cursor and boundary, and renews the lease. The latter is all that an idle lane does, and a server
-    /// without memory to spare still lets it.
+    /// Writes down cursor and boundary, and renews the lease; the latter is all that an idle lane does.
     fn queue_state(&mut self, sent: &mut Sent, effects: &Effects, cursor: EntryId) {
         let (out, cursor) = (&mut self.wire.outbox, cursor.to_string());
         let state = self.keys.state.as_bytes();

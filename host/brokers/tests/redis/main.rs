@@ -2,4 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
 mod contract;
+mod faults;
+mod foreign;
+mod groups;
+mod leases;
+mod losses;
 mod support;

@@ -1,5 +1,5 @@
 //! A real redis-server for one test: ready by its own word, killed by its own process id, its log shown when the test
-//! fails.
+//! fails. And what the tests say to it.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use synapse_brokers::redis::{RedisBroker, RedisOptions};
-use synapse_core::BrokerError;
+use synapse_core::broker::{BatchLimit, BrokerErrorKind, LaneKey, LaneSpec, Reading};
+use synapse_core::spec::{Encoding, ReadFrom, ReadMode, Start};
+use synapse_core::{Broker, BrokerError, Committer, Effects, Event, Offset, Output, Source, TopicPartition, TopicPath};
 
 const SERVER: &str = "/usr/bin/redis-server";
 const CLI: &str = "/usr/bin/redis-cli";
@@ -150,5 +152,103 @@ fn spawn(dir: &std::path::Path, port: u16, arguments: &[String], log: &Arc<Mutex
             None
         }
         Err(_) => panic!("{SERVER} was not ready within {READY_WITHIN:?}"),
+    }
+}
+
+/// Long enough for anything that should happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough to see that nothing happens.
+pub(crate) const GLANCE: Duration = Duration::from_millis(50);
+pub(crate) const LIMIT: BatchLimit = BatchLimit { events_max: 1000, bytes_max: 1 << 20 };
+
+pub(crate) fn path(topic: &str) -> TopicPath {
+    TopicPath { broker: "bus".parse().unwrap(), topic: topic.parse().unwrap() }
+}
+
+/// Events with these ids.
+pub(crate) fn output(topic: &str, ids: std::ops::Range<usize>) -> Output {
+    let events = ids.map(|id| Event {
+        id: id.to_string(),
+        source: "/tests".to_owned(),
+        kind: "test".to_owned(),
+        data: format!("data of {id}").into_bytes(),
+        ..Event::default()
+    });
+    let events: Vec<Event> = events.collect();
+    Output { topic: path(topic), encoding: Encoding::CloudEvents, events: Arc::new(events.iter().collect()) }
+}
+
+pub(crate) async fn publish(broker: &RedisBroker, topic: &str, ids: std::ops::Range<usize>) -> Vec<Offset> {
+    let places = broker.publish(&output(topic, ids)).await.unwrap();
+    places.into_iter().map(|(_, offset)| offset).collect()
+}
+
+/// The lane of the pipeline `pipe` on the first partition of a topic, from the beginning.
+pub(crate) fn lane(topic: &str, read: ReadMode) -> LaneSpec {
+    let partition = TopicPartition { topic: path(topic), partition: 0 };
+    let key = LaneKey { pipeline: "pipe".parse().unwrap(), partition };
+    LaneSpec { key, start: Start::Earliest, read }
+}
+
+/// Opens a lane and the source it reads from.
+pub(crate) async fn open(broker: &RedisBroker, spec: &LaneSpec) -> (Box<dyn Committer>, Box<dyn Source>) {
+    let lane = broker.open_lane(spec).await.unwrap();
+    let source = match lane.reading {
+        Reading::From(from) => broker.read(&spec.key.partition.topic.topic, 0, from).await.unwrap(),
+        Reading::Own(source) => source,
+    };
+    (lane.committer, source)
+}
+
+/// What one poll hands out: ids and places.
+pub(crate) async fn poll(source: &mut dyn Source, wait: Duration) -> (Vec<String>, Vec<Offset>, u64) {
+    let batch = source.poll(LIMIT, wait).await.unwrap();
+    assert_eq!((batch.undecodable.len(), batch.expired.len()), (0, 0));
+    (batch.events.events().map(|event| event.id().to_owned()).collect(), batch.offsets.clone(), batch.lost_to_trim)
+}
+
+/// The next `count` events, and what was counted as lost until then.
+pub(crate) async fn next(source: &mut dyn Source, count: usize) -> (Vec<String>, Vec<Offset>, u64) {
+    let mut all = (Vec::new(), Vec::new(), 0);
+    while all.0.len() < count {
+        let (ids, offsets, lost) = poll(source, PATIENCE).await;
+        assert!(!ids.is_empty() || lost > 0, "{} of {count} events came, then none for {PATIENCE:?}", all.0.len());
+        all.0.extend(ids);
+        all.1.extend(offsets);
+        all.2 += lost;
+    }
+    assert_eq!(all.0.len(), count, "{:?}", all.0);
+    all
+}
+
+/// The ids of everything in a topic.
+pub(crate) async fn all_ids(broker: &RedisBroker, topic: &str) -> Vec<String> {
+    let mut source = broker.read(&topic.parse().unwrap(), 0, ReadFrom::Earliest).await.unwrap();
+    let mut all = Vec::new();
+    loop {
+        let (ids, _, _) = poll(&mut *source, GLANCE).await;
+        if ids.is_empty() {
+            return all;
+        }
+        all.extend(ids);
+    }
+}
+
+pub(crate) fn ids(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|id| id.to_string()).collect()
+}
+
+pub(crate) fn covering(offsets: &[Offset], outputs: Vec<Output>) -> Effects {
+    Effects { covered: offsets.to_vec(), outputs, boundary: None }
+}
+
+/// Checks how something failed; its sentence names `about`.
+pub(crate) fn assert_kind<T>(result: Result<T, BrokerError>, kind: BrokerErrorKind, about: &str) {
+    match result {
+        Ok(_) => panic!("should have failed as {kind:?}: {about}"),
+        Err(error) => {
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.message.contains(about), "`{error}` should name `{about}`");
+        }
     }
 }
