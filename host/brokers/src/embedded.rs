@@ -19,7 +19,7 @@
 //!
 //! **Retention** lets whole values go, oldest first: never more events than asked for are dropped, and the newest value
 //! stays whatever its size. It is enforced after each write and once a second. Space on the disk follows when the store
-//! compacts, some 64 MiB behind.
+//! compacts, some 256 MiB behind.
 //!
 //! This module must not know pipelines, plugins or other brokers.
 

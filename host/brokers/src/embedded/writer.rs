@@ -110,7 +110,9 @@ struct TopicState {
 struct PartitionState {
     /// The first value that is kept.
     front: Option<Entry>,
-    /// The next offset to give away; runs ahead of what readers see while a group is put together.
+    /// The offset behind the last value.
+    written: u64,
+    /// The next offset to give away; runs ahead of `written` while a group is put together.
     next: u64,
     /// Bytes of all values so far, also those that are gone.
     total: u64,
@@ -203,6 +205,7 @@ impl Writer {
         let end = last.map_or(trimmed.map_or(0, |trimmed| trimmed.base), |last| last.next());
         let mut state = PartitionState {
             front,
+            written: end,
             next: end,
             total: last.map_or(0, |last| last.before + u64::from(last.size)),
             appended: last.map(|last| last.appended).or(trimmed.map(|trimmed| trimmed.appended)),
@@ -360,7 +363,14 @@ impl Writer {
         for partition in count..spec.partitions.get() {
             let shard = Shard { topic: topic.id, partition };
             let shared = Arc::new(Partition::new(shard, Span::default()));
-            topic.partitions.push(PartitionState { front: None, next: 0, total: 0, appended: None, shared });
+            topic.partitions.push(PartitionState {
+                front: None,
+                written: 0,
+                next: 0,
+                total: 0,
+                appended: None,
+                shared,
+            });
         }
         topic.retention = spec.retention;
         let record = TopicRecord::new(topic.id, count.max(spec.partitions.get()), &topic.retention);
@@ -503,13 +513,13 @@ impl Writer {
 
 impl PartitionState {
     fn earliest(&self) -> u64 {
-        self.front.map_or(self.next, |front| front.base)
+        self.front.map_or(self.written, |front| front.base)
     }
 
     fn span(&self) -> Span {
         Span {
             earliest: self.earliest(),
-            end: self.next,
+            end: self.written,
             bytes: self.total - self.front.map_or(self.total, |front| front.before),
             appended: self.appended,
         }
@@ -534,6 +544,7 @@ impl PartitionState {
             values.push(Value { base, events });
             base = entry.next();
         }
+        self.written = base;
         values
     }
 
@@ -556,8 +567,8 @@ impl PartitionState {
     }
 
     fn is_outdated(&self, front: &Entry, retention: &Retention, now: Timestamp) -> bool {
-        let too_many = retention.events.is_some_and(|events| self.next - front.next() >= events);
-        let is_last = front.next() == self.next;
+        let too_many = retention.events.is_some_and(|events| self.written - front.next() >= events);
+        let is_last = front.next() == self.written;
         let too_large = !is_last && retention.bytes.is_some_and(|bytes| self.total - front.before > bytes);
         let too_old = retention.age.is_some_and(|age| front.appended < now.saturating_sub(age));
         too_many || too_large || too_old
