@@ -76,7 +76,7 @@ pub struct Options {
     pub tail_bytes_max: usize,
     /// The store's cache, in bytes.
     pub cache_bytes_max: u64,
-    /// Open the log although acknowledged writes are missing.
+    /// Open the log although acknowledged writes are missing. The offsets of the missing events are then given again.
     pub accept_loss: bool,
 }
 
@@ -367,12 +367,6 @@ impl Shared {
 
     fn topic(&self, name: &TopicName) -> Option<Arc<Topic>> {
         self.catalog().get(name).map(Arc::clone)
-    }
-
-    /// Each partition's part of the newest batches.
-    fn tail_bytes_max(&self) -> usize {
-        let partitions: usize = self.catalog().values().map(|topic| topic.partitions.len()).sum();
-        self.options.tail_bytes_max / partitions.max(1)
     }
 
     fn error(&self, kind: BrokerErrorKind, message: impl fmt::Display) -> BrokerError {

@@ -2,6 +2,7 @@
 //!
 //! Each test is also the process that dies: it runs itself with a directory in an environment variable, and that
 //! second process publishes and says on its standard output what was acknowledged to it.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

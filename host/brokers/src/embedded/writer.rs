@@ -99,6 +99,8 @@ pub(super) struct Writer {
     group: u64,
     swept: Instant,
     trimmed_bytes: u64,
+    /// Each partition's part of the newest batches in memory.
+    tail_bytes_max: usize,
 }
 
 struct TopicState {
@@ -176,6 +178,7 @@ impl Writer {
             group,
             swept: Instant::now(),
             trimmed_bytes: 0,
+            tail_bytes_max: 0,
             shared,
         };
         for (name, record) in writer.shared.store.records::<TopicRecord>(format::TOPIC_PREFIX)? {
@@ -441,18 +444,19 @@ impl Writer {
         if topics_changed {
             self.show_topics();
         }
-        let tail_bytes_max = shared.tail_bytes_max();
         let mut touched = Vec::with_capacity(written.len());
         for (topic, shard, values) in written {
             let state = &self.topics[&topic].partitions[shard.partition as usize];
-            state.shared.append(values, state.span(), tail_bytes_max);
+            state.shared.append(values, state.span(), self.tail_bytes_max);
             touched.push((topic, shard));
         }
         done.into_iter().for_each(|done| done.tell(None));
         touched
     }
 
-    fn show_topics(&self) {
+    fn show_topics(&mut self) {
+        let partitions: usize = self.topics.values().map(|topic| topic.partitions.len()).sum();
+        self.tail_bytes_max = self.shared.options.tail_bytes_max / partitions.max(1);
         let topics = self.topics.iter().map(|(name, topic)| {
             let partitions = topic.partitions.iter().map(|partition| Arc::clone(&partition.shared)).collect();
             (name.clone(), Arc::new(Topic { name: name.clone(), partitions }))
