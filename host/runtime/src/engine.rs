@@ -61,8 +61,7 @@ pub(crate) fn new(instances_max: u32, memory_bytes_max: usize) -> Result<Engine,
         .wasm_gc(false)
         .wasm_function_references(false)
         .wasm_exceptions(false)
-        .wasm_memory64(false)
-        .wasm_multi_memory(false);
+        .wasm_memory64(false);
     // A replay must be the same run again, on any machine: no operation may depend on the processor. Canonical NaNs
     // cost a compare after each float operation; event code is made of integers and bytes.
     config.wasm_relaxed_simd(false).cranelift_nan_canonicalization(true);

@@ -92,7 +92,8 @@ pub(crate) fn interfaces(engine: &Engine, component: &Component) -> Result<Inter
             .and_then(|instance| component.get_export_index(Some(&instance), function))
             .ok_or_else(|| format!("exports `{interface}` without its function `{function}`"))
     };
-    let memories = component.resources_required().map(|required| required.num_memories);
+    // One without memory takes a place all the same.
+    let memories = component.resources_required().map(|required| required.num_memories.max(1));
     Ok(Interfaces {
         world,
         wants,

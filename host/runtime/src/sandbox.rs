@@ -280,7 +280,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        assert!(metered(cpu_max, &mut spent, async { endless.await }).await.is_err());
+        assert!(metered(cpu_max, &mut spent, endless).await.is_err());
         assert!(spent > cpu_max, "{spent:?}");
     }
 }
