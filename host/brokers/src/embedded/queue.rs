@@ -99,6 +99,12 @@ impl<T> Queue<T> {
         self.arrived.wait_timeout_while(state, time, waiting).expect("nothing panics while it holds this lock").0
     }
 
+    /// How many items wait.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.state().items.len()
+    }
+
     /// Nothing more gets in; what waits is still taken.
     pub(super) fn close(&self) {
         self.state().closed = true;
