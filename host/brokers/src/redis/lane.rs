@@ -591,6 +591,7 @@ async fn keep(lane: Arc<Mutex<Lane>>, closing: CancellationToken, every: Duratio
             if let Err(error) = renewed {
                 tracing::warn!(lane = %lane.key, %error, "the lease of an idle lane could not be renewed");
             }
+            lane.wire.rest();
         }
         if lane.health != Health::Fine {
             return;

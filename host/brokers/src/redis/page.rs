@@ -179,7 +179,8 @@ impl Pace {
         }
     }
 
+    /// Somewhat fewer than should fit: what does not fit would be a small page of its own.
     pub(super) fn count(&self, limit: BatchLimit) -> usize {
-        (limit.bytes_max / self.entry_bytes.max(1)).clamp(1, limit.events_max.max(1))
+        (limit.bytes_max / 8 * 7 / self.entry_bytes.max(1)).clamp(1, limit.events_max.max(1))
     }
 }

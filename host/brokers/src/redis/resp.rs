@@ -70,6 +70,10 @@ impl fmt::Display for EntryId {
     }
 }
 
+fn digit(byte: u8) -> usize {
+    usize::from(byte - b'0')
+}
+
 fn digits(text: &[u8]) -> Option<u64> {
     if text.is_empty() || text.len() > 20 {
         return None;
@@ -200,6 +204,27 @@ impl<'a> Scanner<'a> {
     /// A bulk string, in place; `None` is null.
     #[inline]
     pub(super) fn bulk(&mut self) -> Scan<Option<&'a [u8]>> {
+        let rest = &self.bytes[self.at..];
+        // Almost all are shorter than 1000 bytes: their heads need no loop.
+        let (length, start) = match *rest {
+            [b'$', a @ b'0'..=b'9', b'\r', b'\n', ..] => (digit(a), 4),
+            [b'$', a @ b'0'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => (10 * digit(a) + digit(b), 5),
+            [b'$', a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b'\r', b'\n', ..] => {
+                (100 * digit(a) + 10 * digit(b) + digit(c), 6)
+            }
+            _ => return self.long_bulk(),
+        };
+        match rest.get(start + length..start + length + 2) {
+            Some(b"\r\n") => {
+                self.at += start + length + 2;
+                Ok(Some(&rest[start..start + length]))
+            }
+            Some(_) => Err(Stop::Malformed("a string is longer than it says")),
+            None => Err(Stop::More),
+        }
+    }
+
+    fn long_bulk(&mut self) -> Scan<Option<&'a [u8]>> {
         let before = self.at;
         let length = match self.header(b'$')? {
             -1 => return Ok(None),
