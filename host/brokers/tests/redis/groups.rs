@@ -11,7 +11,7 @@ use crate::support::{
     GLANCE, LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, poll, publish,
 };
 
-const LEASE: Duration = Duration::from_millis(200);
+const LEASE: Duration = Duration::from_millis(500);
 
 async fn with_lease(server: &RedisServer, host: &str) -> RedisBroker {
     let broker = server.try_broker(|options| {
@@ -110,7 +110,9 @@ async fn hosts_share_the_work() {
         second.commit(&covering(&theirs_at, Vec::new())).await.unwrap();
         seen.extend(mine.into_iter().chain(theirs));
     }
+    let started = Instant::now();
     while seen.len() < 30 {
+        assert!(started.elapsed() < PATIENCE, "{seen:?}");
         seen.extend(poll(&mut *from_one, GLANCE).await.0);
         seen.extend(poll(&mut *from_two, GLANCE).await.0);
     }

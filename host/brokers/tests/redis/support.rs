@@ -223,15 +223,10 @@ pub(crate) async fn next(source: &mut dyn Source, count: usize) -> (Vec<String>,
 
 /// The ids of everything in a topic.
 pub(crate) async fn all_ids(broker: &RedisBroker, topic: &str) -> Vec<String> {
-    let mut source = broker.read(&topic.parse().unwrap(), 0, ReadFrom::Earliest).await.unwrap();
-    let mut all = Vec::new();
-    loop {
-        let (ids, _, _) = poll(&mut *source, GLANCE).await;
-        if ids.is_empty() {
-            return all;
-        }
-        all.extend(ids);
-    }
+    let topic = topic.parse().unwrap();
+    let kept = broker.topic(&topic).await.unwrap().unwrap().partitions[0].events;
+    let mut source = broker.read(&topic, 0, ReadFrom::Earliest).await.unwrap();
+    next(&mut *source, usize::try_from(kept).unwrap()).await.0
 }
 
 pub(crate) fn ids(range: std::ops::Range<usize>) -> Vec<String> {
