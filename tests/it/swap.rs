@@ -13,7 +13,7 @@ const SWAPS: usize = 200;
 /// The digest of the build in use, as the host tells it.
 fn digest(host: &Host) -> anyhow::Result<String> {
     let pipeline = host.get_json("/v1/pipelines/p")?;
-    Ok(pipeline["stages"][0]["digest"].as_str().unwrap_or_default().to_owned())
+    Ok(pipeline["stages"][0]["plugin"]["digest"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Replaces the file the way people do: now in place, now by renaming.

@@ -63,6 +63,16 @@ impl Host {
         Ok(host)
     }
 
+    /// As [`Host::start`], but waits only until it answers: it may wait for brokers that are away.
+    ///
+    /// # Errors
+    /// If it does not answer in time; with the end of its log.
+    pub fn start_unready(config: &str) -> Result<Self> {
+        let mut host = Self::prepare(config)?;
+        host.launch("/healthz")?;
+        Ok(host)
+    }
+
     /// As [`Host::start`], but does not start it yet.
     ///
     /// # Errors
@@ -100,6 +110,10 @@ impl Host {
     /// # Errors
     /// If it ends or does not get ready in time; with the end of its log.
     pub fn resume(&mut self) -> Result<()> {
+        self.launch("/readyz")
+    }
+
+    fn launch(&mut self, until: &str) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.path("host.log"))?;
         let child = Command::new(binary())
             .args(["run", "--config", "synapse.toml"])
@@ -109,16 +123,16 @@ impl Host {
             .stderr(log)
             .spawn()?;
         self.child = Some(child);
-        self.wait_until_ready().with_context(|| self.log_tail())
+        self.wait_until(until).with_context(|| self.log_tail())
     }
 
-    fn wait_until_ready(&mut self) -> Result<()> {
+    fn wait_until(&mut self, path: &str) -> Result<()> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()? {
                 bail!("the host ended with {status}");
             }
-            if matches!(self.get("/readyz"), Ok((200, _))) {
+            if matches!(self.get(path), Ok((200, _))) {
                 return Ok(());
             }
             ensure!(started.elapsed() < PATIENCE, "the host is not ready");

@@ -40,7 +40,10 @@ fn build(dir: &Path, features: &[&str]) -> PathBuf {
 }
 
 /// Where guests are built: beside the host's own target, and reused from run to run.
-fn target_dir() -> PathBuf {
+///
+/// # Panics
+/// If it cannot be made.
+pub fn target_dir() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     let guests = target.join("guests");
     std::fs::create_dir_all(&guests).expect("the target folder can be written");

@@ -1,0 +1,158 @@
+//! What goes wrong with one event, one file or one line of configuration costs just that.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use synapse_tests::host::Host;
+use synapse_tests::plugins::component;
+use synapse_tests::redis::RedisServer;
+
+fn event(id: usize, kind: &str) -> String {
+    format!(r#"{{"specversion":"1.0","id":"{id}","source":"/t","type":"{kind}","partitionkey":"k","data":{{"n":{id}}}}}"#) + "\n"
+}
+
+fn ids(events: &[Value]) -> Vec<String> {
+    events.iter().map(|event| event["id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn count(host: &Host, topic: &str) -> anyhow::Result<u64> {
+    let (status, body) = host.get(&format!("/v1/topics/{topic}"))?;
+    if status == 404 {
+        return Ok(0);
+    }
+    Ok(serde_json::from_str::<Value>(&body)?["events"].as_u64().unwrap_or_default())
+}
+
+#[test]
+fn an_event_that_a_plugin_fails_on_costs_one_event() {
+    let plugin = component("tests/plugins/picky");
+    let host = Host::start(&format!(
+        r#"
+        [[pipelines]]
+        name = "p"
+        from = "in"
+        to = "out"
+        [[pipelines.stages]]
+        name = "picky"
+        plugin = {plugin:?}
+        limits = {{ cpu = "20ms", memory = "8 MiB" }}
+        "#
+    ))
+    .unwrap();
+    let odd = BTreeMap::from([(17, "panic"), (40, "loop"), (41, "reject"), (77, "bomb"), (90, "panic"), (120, "drop")]);
+    let lines: String = (0..200).map(|id| event(id, odd.get(&id).copied().unwrap_or("fine"))).collect();
+    assert_eq!(host.publish("in", &lines).unwrap().0, 202);
+    host.wait_for("all events", |host| Ok((count(host, "out")? == 194 && count(host, "in.dead-letters")? == 5).then_some(())))
+        .unwrap();
+    let out = ids(&host.history("out").unwrap());
+    let expected: Vec<String> = (0..200).filter(|id| !odd.contains_key(id)).map(|id| id.to_string()).collect();
+    assert_eq!(out, expected, "the others go on, in order");
+    let dead = host.history("in.dead-letters").unwrap();
+    let told: Vec<(&str, &str)> =
+        dead.iter().map(|event| (event["id"].as_str().unwrap(), event["dlkind"].as_str().unwrap())).collect();
+    assert_eq!(told, [("17", "trap"), ("40", "deadline"), ("41", "rejected"), ("77", "memory"), ("90", "trap")]);
+    assert!(dead[0]["dlreason"].as_str().unwrap().contains("it was told to"), "{}", dead[0]);
+    assert_eq!(dead[0]["data"]["n"], 17, "the payload is kept");
+    assert_eq!(dead[0]["dlposition"], "local/in/0/17");
+    assert_eq!(host.metric("synapse_stage_failures_total", "kind=\"deadline\"").unwrap(), 1.0);
+}
+
+#[test]
+fn every_encoding_on_redis_is_read_and_what_is_none_becomes_a_dead_letter() {
+    let server = RedisServer::start().unwrap();
+    let url = server.url();
+    let mut connection = server.client().unwrap().get_connection().unwrap();
+    let mut add = |fields: &[&str]| redis::cmd("XADD").arg("model-events").arg("*").arg(fields).query::<String>(&mut connection).unwrap();
+    add(&["event", "model-ready", "timestamp", "2026-01-01T00:00:00Z", "source", "helox", "model_name", "m", "version", "1.2.0", "registry_path", "s3://m", "metadata", r#"{"framework":"torch"}"#, "accuracy", "0.93"]);
+    add(&["event_type", "model-ready", "sender", "sidecar", "recipient", "cyrex", "payload", r#"{"model_name":"m"}"#, "timestamp", "2026-01-01T00:00:00.123456789Z"]);
+    add(&["payload", r#"{"event":"model-ready","source":"helox","model_name":"m"}"#]);
+    add(&["ce_specversion", "1.0", "ce_id", "own", "ce_source", "/helox", "ce_type", "model-ready", "data", "{}"]);
+    let garbage = add(&["what", "is this?"]);
+    let host = Host::start(&format!(
+        r#"
+        [brokers.bus]
+        kind = "redis"
+        url = {url:?}
+        [[pipelines]]
+        name = "copy"
+        from = "bus/model-events"
+        to = "local/models"
+        dead-letters = "local/dead"
+        "#
+    ))
+    .unwrap();
+    host.wait_for("the events", |host| Ok((count(host, "models")? == 4 && count(host, "dead")? == 1).then_some(()))).unwrap();
+    let models = host.history("models").unwrap();
+    assert!(models.iter().all(|event| event["type"] == "model-ready"), "{models:?}");
+    assert_eq!(models[0]["source"], "helox");
+    assert_eq!(models[0]["data"]["accuracy"], 0.93, "a number where the schema says number");
+    assert_eq!(models[0]["data"]["metadata"]["framework"], "torch");
+    assert_eq!((&models[1]["source"], &models[1]["subject"]), (&"sidecar".into(), &"cyrex".into()));
+    assert_eq!(models[3]["id"], "own");
+    let dead = &host.history("dead").unwrap()[0];
+    assert_eq!((&dead["type"], &dead["dlkind"]), (&"synapse.undecodable".into(), &"undecodable".into()));
+    assert_eq!(dead["dlposition"], format!("bus/model-events/0/{garbage}"));
+    assert!(dead.to_string().contains("data"), "its bytes are kept: {dead}");
+}
+
+#[test]
+fn a_changed_configuration_is_taken_over_and_a_wrong_one_is_not() {
+    let copy = |name: &str, to: &str| format!("[[pipelines]]\nname = {name:?}\nfrom = \"in\"\nto = {to:?}\n");
+    let host = Host::start(&copy("first", "a")).unwrap();
+    host.publish("in", &event(1, "fine")).unwrap();
+    host.wait_for("the first pipeline", |host| Ok((count(host, "a")? == 1).then_some(()))).unwrap();
+
+    host.configure("[[pipelines]]\nname = \"first\"\nfrm = \"in\"\n").unwrap();
+    host.wait_for("the refusal", |host| Ok(host.log().contains("unknown key \"frm\"").then_some(()))).unwrap();
+    host.publish("in", &event(2, "fine")).unwrap();
+    host.wait_for("the first pipeline, still at work", |host| Ok((count(host, "a")? == 2).then_some(()))).unwrap();
+
+    host.configure(&(copy("first", "a") + &copy("second", "b"))).unwrap();
+    host.wait_for("the second pipeline", |host| Ok((count(host, "b")? == 2).then_some(()))).unwrap();
+    host.publish("in", &event(3, "fine")).unwrap();
+    host.wait_for("both", |host| Ok((count(host, "a")? == 3 && count(host, "b")? == 3).then_some(()))).unwrap();
+    assert_eq!(ids(&host.history("a").unwrap()), ["1", "2", "3"]);
+}
+
+#[test]
+fn a_plugin_file_that_is_no_component_leaves_the_old_version_at_work() {
+    let host = Host::prepare("[[pipelines]]\nname = \"p\"\nfrom = \"in\"\nto = \"out\"\n[[pipelines.stages]]\nplugin = \"p.wasm\"\n");
+    let mut host = host.unwrap();
+    std::fs::copy(component("tests/plugins/picky"), host.path("p.wasm")).unwrap();
+    host.resume().unwrap();
+    host.publish("in", &event(1, "fine")).unwrap();
+    host.wait_for("the event", |host| Ok((count(host, "out")? == 1).then_some(()))).unwrap();
+    std::fs::write(host.path("p.wasm"), "not WebAssembly at all").unwrap();
+    let refused = host
+        .wait_for("the refusal", |host| Ok(host.get_json("/v1/pipelines/p")?["refused"].as_str().map(str::to_owned)))
+        .unwrap();
+    assert!(refused.contains("p.wasm"), "{refused}");
+    host.publish("in", &event(2, "fine")).unwrap();
+    host.wait_for("the next event", |host| Ok((count(host, "out")? == 2).then_some(()))).unwrap();
+}
+
+#[test]
+fn a_redis_that_is_away_is_waited_for() {
+    let mut server = RedisServer::start().unwrap();
+    let url = server.url();
+    server.kill().unwrap();
+    let host = Host::start_unready(&format!(
+        "[brokers.bus]\nkind = \"redis\"\nurl = {url:?}\n[[pipelines]]\nname = \"p\"\nfrom = \"bus/in\"\nto = \"local/out\"\n\
+         [[pipelines]]\nname = \"q\"\nfrom = \"local/in\"\nto = \"local/q\"\n"
+    ))
+    .unwrap();
+    // What needs no Redis works meanwhile.
+    host.publish("in", &event(1, "fine")).unwrap();
+    host.wait_for("the other pipeline", |host| Ok((count(host, "q")? == 1).then_some(()))).unwrap();
+    server.resume().unwrap();
+    let mut connection = server.client().unwrap().get_connection().unwrap();
+    let fields = ["ce_specversion", "1.0", "ce_id", "1", "ce_source", "/t", "ce_type", "t"];
+    redis::cmd("XADD").arg("in").arg("*").arg(&fields).query::<String>(&mut connection).unwrap();
+    host.wait_for("the event from Redis", |host| Ok((count(host, "out")? == 1).then_some(()))).unwrap();
+    // Again, while it runs.
+    server.kill().unwrap();
+    server.resume().unwrap();
+    let mut connection = server.client().unwrap().get_connection().unwrap();
+    redis::cmd("XADD").arg("in").arg("*").arg(&fields).query::<String>(&mut connection).unwrap();
+    host.wait_for("the next event from Redis", |host| Ok((count(host, "out")? == 2).then_some(()))).unwrap();
+}

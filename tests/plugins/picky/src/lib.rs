@@ -1,0 +1,42 @@
+//! A filter for tests: misbehaves on the events that tell it to, and keeps the others.
+
+use synapse_plugin::{Event, Filter, NoConfig, Verdict};
+
+struct Picky;
+
+impl Filter for Picky {
+    type Config = NoConfig;
+
+    fn new(_: NoConfig) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn judge(&mut self, event: &Event<'_>) -> Verdict {
+        match event.kind() {
+            "panic" => panic!("it was told to"),
+            "loop" => endless(event.data().len() as u64),
+            "bomb" => bomb(),
+            "reject" => Verdict::reject("not this one"),
+            "drop" => Verdict::Drop,
+            _ => Verdict::Keep,
+        }
+    }
+}
+
+/// Never ends; the compiler cannot know.
+fn endless(mut state: u64) -> Verdict {
+    while std::hint::black_box(state) != u64::MAX {
+        state = state.wrapping_mul(3) % (1 << 40);
+    }
+    Verdict::Drop
+}
+
+/// Takes memory until there is none.
+fn bomb() -> Verdict {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(std::hint::black_box(vec![1u8; 1 << 20]));
+    }
+}
+
+synapse_plugin::export_filter!(Picky);
