@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, TopicInfo};
 use synapse_core::spec::{ReadFrom, TopicSpec};
 use synapse_core::{Broker, BrokerError, BrokerName, Offset, Output, Source, TopicName, TopicPath};
+use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -88,6 +89,8 @@ pub struct RedisBroker {
 struct Shared {
     node: Arc<Node>,
     control: Control,
+    /// Set once the server was found to keep what it is given.
+    checked: OnceCell<()>,
     topics: Topics,
     retention: Retainer,
     clock: Clock,
@@ -106,6 +109,16 @@ impl RedisBroker {
     /// `Unavailable`: nobody answers there. `Refused`: wrong credentials, or a server that evicts keys. `Invalid`: options
     /// that cannot be.
     pub async fn connect(name: BrokerName, options: RedisOptions) -> Result<Self, BrokerError> {
+        let broker = Self::new(name, options)?;
+        broker.shared.check_server().await?;
+        Ok(broker)
+    }
+
+    /// A broker that connects when it is first used, again and again if need be. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// `Invalid`: options that cannot be.
+    pub fn new(name: BrokerName, options: RedisOptions) -> Result<Self, BrokerError> {
         let node = Arc::new(Node::new(name, &options.url, options.timeout)?);
         if options.host_id.parse::<synapse_core::topic::Label>().is_err() {
             return Err(node.invalid(format_args!(
@@ -117,8 +130,7 @@ impl RedisBroker {
             let lease = options.lease;
             return Err(node.invalid(format_args!("a lease of {lease:?} is too short; {LEASE_MIN:?} is the least")));
         }
-        let control = Control::connect(&node).await?;
-        refuse_eviction(&control).await?;
+        let control = Control::new(&node)?;
         let stop = CancellationToken::new();
         let (publisher, requests) = Publisher::new();
         let shared = Arc::new(Shared {
@@ -132,6 +144,7 @@ impl RedisBroker {
             stop: stop.clone(),
             node: Arc::clone(&node),
             control,
+            checked: OnceCell::new(),
         });
         shared.tasks.spawn(publish::run(node, requests, stop.clone()));
         shared.tasks.spawn({
@@ -168,6 +181,10 @@ async fn refuse_eviction(control: &Control) -> Result<(), BrokerError> {
 }
 
 impl Shared {
+    async fn check_server(&self) -> Result<(), BrokerError> {
+        self.checked.get_or_try_init(|| refuse_eviction(&self.control)).await.copied()
+    }
+
     fn check_own(&self, topic: &TopicPath) -> Result<(), BrokerError> {
         if topic.broker == self.node.broker {
             return Ok(());
@@ -217,6 +234,7 @@ impl Broker for RedisBroker {
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
+        self.shared.check_server().await?;
         let info = self.shared.topics.ensure(topic, spec).await?;
         let layout = self.shared.topics.layout(topic).await?;
         self.shared.retention.added(topic, &layout, 0);
@@ -246,6 +264,7 @@ impl Broker for RedisBroker {
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {
+        self.shared.check_server().await?;
         lane::open(&self.shared, lane).await
     }
 

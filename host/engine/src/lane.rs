@@ -353,9 +353,9 @@ impl Driver {
         match &health {
             Health::Retrying { reason, attempt } => {
                 self.means.metrics.retries.inc();
-                tracing::warn!(%lane, attempt, reason, "lane failed; it is opened again");
+                tracing::warn!(%lane, attempt, %reason, "lane failed; it is opened again");
             }
-            Health::Stopped { reason } => tracing::error!(%lane, reason, "lane stopped"),
+            Health::Stopped { reason } => tracing::error!(%lane, %reason, "lane stopped"),
             Health::Opening | Health::Running | Health::Drained => tracing::debug!(%lane, ?health, "lane"),
         }
         match (was_running, health == Health::Running) {

@@ -200,7 +200,7 @@ impl Pipeline {
         match self.try_start().await {
             Ok(()) => self.running(),
             Err(Trouble { ending: Ending::Retry, reason }) => {
-                tracing::warn!(pipeline = %self.spec.name, reason, "pipeline cannot start yet; it is tried again");
+                tracing::warn!(pipeline = %self.spec.name, %reason, "pipeline cannot start yet; it is tried again");
                 self.drain().await;
                 self.status.send_modify(|status| status.refused = Some(reason));
             }
@@ -375,7 +375,7 @@ impl Pipeline {
             if old.info().digest != new.info().digest {
                 tracing::info!(
                     pipeline = %spec.name, stage = %stage.name, from = %old.info().digest, to = %new.info().digest,
-                    version = new.info().version, "swapped"
+                    version = %new.info().version, "swapped"
                 );
             }
         }
@@ -394,7 +394,7 @@ impl Pipeline {
     }
 
     fn refuse(&self, reason: String) -> String {
-        tracing::error!(pipeline = %self.spec.name, reason, "the change is not used; the version at work goes on");
+        tracing::error!(pipeline = %self.spec.name, %reason, "the change is not used; the version at work goes on");
         self.shared.metrics.pipeline(&self.spec).swaps_refused.inc();
         self.status.send_modify(|status| status.refused = Some(reason.clone()));
         reason
@@ -416,7 +416,7 @@ impl Pipeline {
 
     async fn stop(&mut self, reason: String) {
         self.drain().await;
-        tracing::error!(pipeline = %self.spec.name, reason, "pipeline stopped; it starts again when its configuration or a plugin changes");
+        tracing::error!(pipeline = %self.spec.name, %reason, "pipeline stopped; it starts again when its configuration or a plugin changes");
         self.status.send_modify(|status| status.state = PipelineState::Stopped { reason });
     }
 
@@ -443,7 +443,7 @@ impl Pipeline {
                 if !self.lanes.contains_key(&partition)
                     && let Err(trouble) = self.open(partition).await
                 {
-                    tracing::warn!(pipeline = %self.spec.name, reason = trouble.reason, "a new partition cannot be opened yet");
+                    tracing::warn!(pipeline = %self.spec.name, reason = %trouble.reason, "a new partition cannot be opened yet");
                 }
             }
         }

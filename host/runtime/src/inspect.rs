@@ -11,8 +11,8 @@ use crate::contract::{self, World};
 use crate::engine::MEMORIES_PER_COMPONENT_MAX;
 use crate::text;
 
-/// Size of one function's code: compiling takes more than linear time in it. The largest seen in interpreters compiled
-/// to wasm are a few hundred KiB.
+/// Size of one function's code: compiling takes more than linear time in it. The largest function of a Python plugin
+/// (componentize-py 0.25) has 417 KiB, of a JavaScript one (componentize-js 0.23) 168 KiB.
 const FUNCTION_BYTES_MAX: usize = 1 << 20;
 
 /// Looks at the raw bytes.

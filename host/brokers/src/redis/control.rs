@@ -22,18 +22,18 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Connects.
+    /// Connects when it is first used.
     ///
     /// # Errors
-    /// `Unavailable`: nobody answers there. `Refused`: wrong credentials.
-    pub(super) async fn connect(node: &Arc<Node>) -> Result<Self, BrokerError> {
+    /// `Invalid`: an address that is none.
+    pub(super) fn new(node: &Arc<Node>) -> Result<Self, BrokerError> {
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_connection_timeout(Some(node.timeout))
             .set_response_timeout(Some(node.timeout));
         let failed = |error| failure(node, "connect", &error);
         let client = Client::open(node.info.clone()).map_err(failed)?;
-        let manager = ConnectionManager::new_with_config(client, config).await.map_err(failed)?;
+        let manager = ConnectionManager::new_lazy_with_config(client, config).map_err(failed)?;
         Ok(Self { node: Arc::clone(node), manager })
     }
 

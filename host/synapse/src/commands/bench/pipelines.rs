@@ -1,0 +1,169 @@
+//! Whole pipelines, from a broker to the same broker, with and without the filter.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use synapse_brokers::embedded::EmbeddedLog;
+use synapse_brokers::memory::MemoryBroker;
+use synapse_brokers::redis::{RedisBroker, RedisOptions};
+use synapse_core::broker::{BatchLimit, Broker, Brokers, Output};
+use synapse_core::spec::{
+    Encoding, InstanceMode, PipelineSpec, PluginRef, ReadMode, Retention, SinkSpec, Start, TopicSpec,
+};
+use synapse_core::topic::{BrokerName, Label, Offset, TopicPath};
+use synapse_engine::{Engine, Handle, Metrics, Options, PipelineState, Wish};
+use synapse_runtime::Runtime;
+
+use super::redis_loops::{Server, crate_loop, raw_loop};
+use super::{Arm, batch, stage};
+
+/// Rows of each published batch.
+const ROWS: usize = 256;
+
+/// What all pipelines of the benchmark share.
+pub(super) struct Bench<'a> {
+    pub(super) runtime: &'a tokio::runtime::Runtime,
+    pub(super) plugins: Arc<Runtime>,
+    pub(super) component: PathBuf,
+    pub(super) events: usize,
+    pub(super) rounds: usize,
+}
+
+impl Bench<'_> {
+    pub(super) fn memory(&self) -> anyhow::Result<Vec<Arm>> {
+        self.with_and_without(Arc::new(MemoryBroker::new(name())))
+    }
+
+    pub(super) fn embedded(&self, dir: Option<&Path>) -> anyhow::Result<Vec<Arm>> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("synapse-bench-");
+        let dir = match dir {
+            Some(dir) => builder.tempdir_in(dir)?,
+            None => builder.tempdir()?,
+        };
+        let (log, _) =
+            EmbeddedLog::open(dir.path(), synapse_brokers::embedded::Options { name: name(), ..Default::default() })?;
+        self.with_and_without(Arc::new(log))
+    }
+
+    pub(super) fn redis(&self, server: &Server) -> anyhow::Result<Vec<Arm>> {
+        let options = RedisOptions::new(server.url());
+        let broker: Arc<dyn Broker> = Arc::new(self.runtime.block_on(RedisBroker::connect(name(), options))?);
+        let last = self.fill(broker.as_ref())?;
+        let filled = self.events.div_ceil(ROWS) * ROWS;
+        let names = [
+            "raw bytes, the same commands and overlap",
+            "raw bytes again (A/A)",
+            "pipeline with the filter",
+            "pipeline without stages",
+            "a loop with the redis crate",
+        ];
+        let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
+        for round in 0..self.rounds {
+            arms[0].rounds.push(self.runtime.block_on(raw_loop(server, filled, &format!("raw-{round}")))?);
+            arms[2].rounds.push(self.pipeline(&broker, last, &format!("with-{round}"), true)?);
+            arms[3].rounds.push(self.pipeline(&broker, last, &format!("without-{round}"), false)?);
+            arms[4].rounds.push(self.runtime.block_on(crate_loop(server, filled, &format!("crate-{round}")))?);
+            arms[1].rounds.push(self.runtime.block_on(raw_loop(server, filled, &format!("again-{round}")))?);
+        }
+        Ok(arms.into())
+    }
+
+    fn with_and_without(&self, broker: Arc<dyn Broker>) -> anyhow::Result<Vec<Arm>> {
+        let last = self.fill(broker.as_ref())?;
+        let names = ["pipeline without stages", "pipeline without stages again (A/A)", "pipeline with the filter"];
+        let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
+        for round in 0..self.rounds {
+            arms[0].rounds.push(self.pipeline(&broker, last, &format!("without-{round}"), false)?);
+            arms[2].rounds.push(self.pipeline(&broker, last, &format!("with-{round}"), true)?);
+            arms[1].rounds.push(self.pipeline(&broker, last, &format!("again-{round}"), false)?);
+        }
+        Ok(arms.into())
+    }
+
+    /// Publishes the input and answers with the place of its last event.
+    fn fill(&self, broker: &dyn Broker) -> anyhow::Result<Offset> {
+        let events = Arc::new(batch(ROWS));
+        let mut last = None;
+        self.runtime.block_on(async {
+            // What comes out is not looked at: only its end is kept.
+            let kept = TopicSpec {
+                retention: Retention { events: Some(50_000), ..Retention::default() },
+                ..TopicSpec::default()
+            };
+            broker.ensure_topic(&path("out").topic, &kept).await?;
+            for _ in 0..self.events.div_ceil(ROWS) {
+                let output = Output { topic: path("in"), encoding: Encoding::default(), events: Arc::clone(&events) };
+                last = broker.publish(&output).await?.last().map(|(_, offset)| *offset);
+            }
+            anyhow::Ok(())
+        })?;
+        last.ok_or_else(|| anyhow::anyhow!("--events must not be 0"))
+    }
+
+    /// Events a second of one new pipeline over the whole input, counted when the last one's effects are durable.
+    fn pipeline(&self, broker: &Arc<dyn Broker>, last: Offset, pipeline: &str, filtered: bool) -> anyhow::Result<f64> {
+        let guests = tokio::runtime::Builder::new_multi_thread().enable_time().build()?;
+        let (engine, handle) = Engine::new(Options {
+            brokers: Brokers::from_iter([Arc::clone(broker)]),
+            plugins: Arc::<Runtime>::clone(&self.plugins),
+            default_broker: name(),
+            guests: guests.handle().clone(),
+            clock: crate::host::now,
+            metrics: Metrics::register(&prometheus::Registry::new()),
+            limit: BatchLimit::default(),
+        });
+        let rate = self.runtime.block_on(async {
+            let running = tokio::spawn(engine.run());
+            let start = Instant::now();
+            handle.apply(Wish { pipelines: vec![self.spec(pipeline, filtered)], ..Wish::default() }).await?;
+            until(&handle, last).await?;
+            let rate = (self.events.div_ceil(ROWS) * ROWS) as f64 / start.elapsed().as_secs_f64();
+            handle.drain(std::time::Duration::from_secs(10)).await?;
+            running.await?;
+            anyhow::Ok(rate)
+        });
+        guests.shutdown_background();
+        rate
+    }
+
+    fn spec(&self, pipeline: &str, filtered: bool) -> PipelineSpec {
+        let name: Label = pipeline.parse().expect("a valid name");
+        let filter = stage::spec(name.clone(), PluginRef::File(self.component.clone()), InstanceMode::Lane);
+        PipelineSpec {
+            name,
+            tenant: "default".parse().expect("a valid name"),
+            from: vec![path("in")],
+            to: vec![SinkSpec { topic: path("out"), encoding: Encoding::default() }],
+            dead_letters: path("dead"),
+            read: ReadMode::Cursor,
+            parallel: std::num::NonZeroUsize::MIN,
+            start: Start::Earliest,
+            stages: if filtered { vec![filter] } else { Vec::new() },
+        }
+    }
+}
+
+/// Waits until everything up to `last` is durable.
+async fn until(handle: &Handle, last: Offset) -> anyhow::Result<()> {
+    loop {
+        for (_, status) in handle.status().into_values() {
+            if let PipelineState::Stopped { reason } = status.state {
+                anyhow::bail!("the pipeline stopped: {reason}");
+            }
+            if status.lanes.values().any(|lane| lane.committed.is_some_and(|committed| committed >= last)) {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_micros(500)).await;
+    }
+}
+
+fn name() -> BrokerName {
+    "bench".parse().expect("a valid name")
+}
+
+fn path(topic: &str) -> TopicPath {
+    TopicPath { broker: name(), topic: topic.parse().expect("a valid name") }
+}

@@ -1,0 +1,135 @@
+//! How pipelines are, and which plugins handled what.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use synapse_core::broker::LaneKey;
+use synapse_core::spec::PipelineSpec;
+use synapse_core::topic::{Label, Offset, TopicPartition};
+use synapse_engine::{Health, LaneStatus, PipelineState, PipelineStatus};
+
+use super::problem::{Kind, Problem};
+use super::{Host, Name, view};
+
+/// `GET /v1/pipelines`.
+pub(super) async fn list(State(host): State<Host>) -> Json<view::Pipelines> {
+    let all = host.api.0.engine.status();
+    Json(view::Pipelines { pipelines: all.values().map(|(spec, status)| pipeline(&host, spec, status)).collect() })
+}
+
+/// `GET /v1/pipelines/{name}`.
+pub(super) async fn show(State(host): State<Host>, Name(name): Name) -> Result<Json<view::Pipeline>, Problem> {
+    let (spec, status) = find(&host, &name)?;
+    let mut pipeline = pipeline(&host, &spec, &status);
+    let latest = latest(&host, &spec).await;
+    for (lane, partition) in pipeline.lanes.iter_mut().zip(status.lanes.keys()) {
+        lane.lag = latest.get(partition).and_then(|latest| lag(lane.committed, *latest));
+    }
+    Ok(Json(pipeline))
+}
+
+/// `GET /v1/pipelines/{name}/history`: every change of plugins in each lane, also of a pipeline that does not run.
+pub(super) async fn history(State(host): State<Host>, Name(name): Name) -> Result<Json<view::History>, Problem> {
+    let (spec, _) = find(&host, &name)?;
+    let mut lanes = Vec::new();
+    for topic in &spec.from {
+        let broker = host.broker(&topic.broker)?;
+        let count = broker.topic(&topic.topic).await?.map_or(0, |info| info.partitions.len());
+        for partition in 0..u32::try_from(count).expect("partitions are counted by a u32") {
+            let partition = TopicPartition { topic: topic.clone(), partition };
+            let key = LaneKey { pipeline: spec.name.clone(), partition: partition.clone() };
+            let boundaries = broker.boundaries(&key).await?.into_iter().map(|boundary| view::Boundary {
+                from: boundary.from,
+                stages: boundary.stages.into_iter().map(|(name, digest)| view::StageDigest { name, digest }).collect(),
+            });
+            lanes.push(view::LaneHistory { partition: partition.to_string(), boundaries: boundaries.collect() });
+        }
+    }
+    Ok(Json(view::History { pipeline: spec.name.to_string(), lanes }))
+}
+
+fn find(host: &Host, name: &str) -> Result<(PipelineSpec, PipelineStatus), Problem> {
+    let label = name.parse::<Label>().ok();
+    label.and_then(|label| host.api.0.engine.status().remove(&label)).ok_or_else(|| {
+        let detail = format!("there is no pipeline `{}`; GET /v1/pipelines lists those there are", name.escape_debug());
+        Problem::new(Kind::UnknownPipeline, detail)
+    })
+}
+
+fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::Pipeline {
+    let brokers = &host.api.0.brokers;
+    let guarantee = spec.guarantee(|name| brokers.get(name).is_ok_and(|broker| broker.commits_atomically()));
+    let (state, reason) = match &status.state {
+        PipelineState::Starting => ("starting", None),
+        PipelineState::Running => ("running", None),
+        PipelineState::Stopped { reason } => ("stopped", Some(reason.clone())),
+        PipelineState::Ended => ("ended", None),
+    };
+    let stages = spec.stages.iter().map(|stage| {
+        let loaded = status.stages.iter().find(|(name, _)| name == stage.name.as_str());
+        let plugin = loaded.map(|(_, info)| view::Plugin {
+            name: info.name.clone(),
+            version: info.version.clone(),
+            kind: info.kind.to_string(),
+            digest: info.digest.to_string(),
+        });
+        view::Stage { name: stage.name.to_string(), plugin }
+    });
+    view::Pipeline {
+        name: spec.name.to_string(),
+        tenant: spec.tenant.to_string(),
+        state: state.to_owned(),
+        reason,
+        refused: status.refused.clone(),
+        guarantee: view::Guarantee {
+            delivery: if guarantee.exactly_once { "exactly-once" } else { "at-least-once" }.to_owned(),
+            why: guarantee.why,
+        },
+        from: spec.from.clone(),
+        to: spec.to.iter().map(|sink| sink.topic.clone()).collect(),
+        dead_letters: spec.dead_letters.clone(),
+        stages: stages.collect(),
+        lanes: status.lanes.iter().map(|(partition, status)| lane(partition, status)).collect(),
+    }
+}
+
+fn lane(partition: &TopicPartition, status: &LaneStatus) -> view::Lane {
+    let (health, reason) = match &status.health {
+        Health::Opening => ("opening", None),
+        Health::Running => ("running", None),
+        Health::Retrying { reason, attempt } => ("retrying", Some(format!("{reason} (attempt {attempt})"))),
+        Health::Drained => ("drained", None),
+        Health::Stopped { reason } => ("stopped", Some(reason.clone())),
+    };
+    view::Lane {
+        partition: partition.to_string(),
+        health: health.to_owned(),
+        reason,
+        committed: status.committed,
+        lag: None,
+    }
+}
+
+/// The newest entry of each partition that is read; a broker that is away leaves its own out.
+async fn latest(host: &Host, spec: &PipelineSpec) -> BTreeMap<TopicPartition, Option<Offset>> {
+    let mut latest = BTreeMap::new();
+    for topic in &spec.from {
+        let Ok(broker) = host.broker(&topic.broker) else { continue };
+        let Ok(Some(info)) = broker.topic(&topic.topic).await else { continue };
+        for (partition, info) in (0..).zip(info.partitions) {
+            latest.insert(TopicPartition { topic: topic.clone(), partition }, info.latest);
+        }
+    }
+    latest
+}
+
+/// Entries behind the last one that was committed. Known where offsets are counts, and where nothing is left.
+fn lag(committed: Option<Offset>, latest: Option<Offset>) -> Option<u64> {
+    match (committed, latest) {
+        (_, None) => Some(0),
+        (Some(committed), Some(latest)) if committed >= latest => Some(0),
+        (Some(Offset::Number(committed)), Some(Offset::Number(latest))) => Some(latest - committed),
+        (Some(_) | None, Some(_)) => None,
+    }
+}
