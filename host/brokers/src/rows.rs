@@ -25,68 +25,92 @@ pub(crate) fn spread(events: &Batch, partitions: u32) -> Vec<(u32, Vec<u32>)> {
     (0..).zip(rows).filter(|(_, rows)| !rows.is_empty()).collect()
 }
 
+/// Consecutive rows of one partition, gathered from stored or published batches. A batch that comes first and whole is
+/// shared, not copied.
+pub(crate) enum Gathered {
+    Whole(Arc<Batch>),
+    Copied(Batch),
+}
+
+impl Default for Gathered {
+    fn default() -> Self {
+        Self::Copied(Batch::default())
+    }
+}
+
+impl Gathered {
+    pub(crate) fn events(&self) -> &Batch {
+        match self {
+            Self::Whole(batch) => batch,
+            Self::Copied(batch) => batch,
+        }
+    }
+
+    /// Tells whether the rows fitted into one batch; if not, nothing was added.
+    pub(crate) fn push(&mut self, batch: &Arc<Batch>, rows: Range<usize>) -> bool {
+        if self.events().is_empty() && rows == (0..batch.len()) {
+            *self = Self::Whole(Arc::clone(batch));
+            return true;
+        }
+        if let Self::Whole(first) = self {
+            *self = Self::Copied(Batch::clone(first));
+        }
+        match self {
+            Self::Copied(copied) => copied.extend_from(batch, rows).is_ok(),
+            Self::Whole(_) => false,
+        }
+    }
+
+    pub(crate) fn finish(self) -> Arc<Batch> {
+        match self {
+            Self::Whole(batch) => batch,
+            Self::Copied(batch) => Arc::new(batch),
+        }
+    }
+}
+
+/// The row behind the last one that fits into `bytes_max` together with all from `row` on; at most `end`.
+pub(crate) fn rows_within(batch: &Batch, row: usize, end: usize, bytes_max: usize) -> usize {
+    prefix(row, end, |upto| batch.row_bytes(row..upto) <= bytes_max)
+}
+
 /// A poll's answer while it is filled from stored batches with dense offsets.
 ///
 /// A stored batch that fills a good part of a page on its own is handed out as it is: not copying beats filling up.
 pub(crate) struct Page {
     limit: BatchLimit,
-    filling: Filling,
+    gathered: Gathered,
     offsets: Vec<Offset>,
-}
-
-enum Filling {
-    Whole(Arc<Batch>),
-    Copied(Batch),
 }
 
 impl Page {
     pub(crate) fn new(limit: BatchLimit) -> Self {
-        Self { limit, filling: Filling::Copied(Batch::default()), offsets: Vec::new() }
+        Self { limit, gathered: Gathered::default(), offsets: Vec::new() }
     }
 
     /// Appends rows of `batch`, whose first row has offset `base`, from `row` on until the limit; the first row of a
     /// page always fits. Tells whether there is room for more.
     pub(crate) fn take(&mut self, batch: &Arc<Batch>, base: u64, row: usize) -> bool {
-        let bytes = self.bytes();
         let end = row + self.limit.events_max.saturating_sub(self.offsets.len()).min(batch.len() - row);
-        let bytes_left = self.limit.bytes_max.saturating_sub(bytes);
-        let mut fitting = prefix(row, end, |upto| batch.row_bytes(row..upto) <= bytes_left);
+        let bytes_left = self.limit.bytes_max.saturating_sub(self.gathered.events().bytes().len());
+        let mut fitting = rows_within(batch, row, end, bytes_left);
         if fitting == row && self.offsets.is_empty() && row < batch.len() {
             fitting = row + 1;
         }
-        if row == 0 && fitting == batch.len() && self.offsets.is_empty() {
-            self.filling = Filling::Whole(Arc::clone(batch));
-        } else if !self.copy(batch, row..fitting) {
+        if !self.gathered.push(batch, row..fitting) {
             return false;
         }
         self.offsets.extend((row..fitting).map(|row| Offset::Number(base + row as u64)));
         fitting == batch.len() && self.has_room()
     }
 
-    /// Tells whether the rows fitted into one batch.
-    fn copy(&mut self, batch: &Batch, rows: Range<usize>) -> bool {
-        if let Filling::Whole(first) = &self.filling {
-            self.filling = Filling::Copied(Batch::clone(first));
-        }
-        match &mut self.filling {
-            Filling::Copied(copied) => copied.extend_from(batch, rows).is_ok(),
-            Filling::Whole(_) => false,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match &self.filling {
-            Filling::Whole(batch) => batch.bytes().len(),
-            Filling::Copied(batch) => batch.bytes().len(),
-        }
-    }
-
     fn has_room(&self) -> bool {
-        let limit = self.limit;
-        match &self.filling {
-            Filling::Whole(_) => self.offsets.len() < limit.events_max / 4 && self.bytes() < limit.bytes_max / 4,
-            Filling::Copied(_) => self.offsets.len() < limit.events_max && self.bytes() < limit.bytes_max,
-        }
+        let enough = match &self.gathered {
+            Gathered::Whole(_) => 4,
+            Gathered::Copied(_) => 1,
+        };
+        let bytes = self.gathered.events().bytes().len();
+        self.offsets.len() < self.limit.events_max / enough && bytes < self.limit.bytes_max / enough
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -95,11 +119,12 @@ impl Page {
 
     /// The answer; `lost` entries before it were trimmed.
     pub(crate) fn finish(self, lost: u64) -> SourceBatch {
-        let events = match self.filling {
-            Filling::Whole(batch) => batch,
-            Filling::Copied(batch) => Arc::new(batch),
-        };
-        SourceBatch { events, offsets: self.offsets, lost_to_trim: lost, ..SourceBatch::default() }
+        SourceBatch {
+            events: self.gathered.finish(),
+            offsets: self.offsets,
+            lost_to_trim: lost,
+            ..SourceBatch::default()
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 //! A [`Source`] hands out batches, a [`Committer`] takes effects. Nothing here knows Redis, Kafka or files. The
 //! promises behind these traits are written down as shared tests beside the implementations.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +47,44 @@ pub trait Broker: Send + Sync {
 
     /// Every boundary that was committed for a lane, oldest first.
     async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError>;
+}
+
+/// The brokers of a host, by name. Cheap to clone; all clones see a broker that is added.
+#[derive(Clone, Default)]
+pub struct Brokers(Arc<RwLock<BTreeMap<BrokerName, Arc<dyn Broker>>>>);
+
+impl Brokers {
+    /// Adds a broker under its own name.
+    pub fn insert(&self, broker: Arc<dyn Broker>) {
+        let name = broker.name().clone();
+        self.0.write().expect("nobody panics while holding the lock").insert(name, broker);
+    }
+
+    /// The broker of that name.
+    ///
+    /// # Errors
+    /// [`BrokerErrorKind::Invalid`] if there is none.
+    pub fn get(&self, name: &BrokerName) -> Result<Arc<dyn Broker>, BrokerError> {
+        let brokers = self.0.read().expect("nobody panics while holding the lock");
+        brokers.get(name).cloned().ok_or_else(|| BrokerError {
+            broker: name.clone(),
+            kind: BrokerErrorKind::Invalid,
+            message: "there is no broker of this name in the configuration".to_owned(),
+        })
+    }
+
+    /// Every broker, by name.
+    pub fn all(&self) -> Vec<Arc<dyn Broker>> {
+        self.0.read().expect("nobody panics while holding the lock").values().cloned().collect()
+    }
+}
+
+impl FromIterator<Arc<dyn Broker>> for Brokers {
+    fn from_iter<I: IntoIterator<Item = Arc<dyn Broker>>>(brokers: I) -> Self {
+        let all = Self::default();
+        brokers.into_iter().for_each(|broker| all.insert(broker));
+        all
+    }
 }
 
 /// Which lane: one partition of one pipeline.

@@ -81,7 +81,6 @@ impl DecodeError {
     fn not_text(name: &str) -> Self {
         Self::new(format!("`{}` is not UTF-8", clip(name)))
     }
-
 }
 
 /// The beginning of a name from outside, short enough for a sentence.
@@ -91,7 +90,7 @@ fn clip(name: &str) -> &str {
 }
 
 /// An attribute that must be there and must not be empty.
-fn required<'a>(name: impl fmt::Display, value: Option<&'a str>) -> Result<&'a str, DecodeError> {
+fn required(name: impl fmt::Display, value: Option<&str>) -> Result<&str, DecodeError> {
     match value {
         None => Err(DecodeError::missing(name)),
         Some("") => Err(DecodeError::new(format!("`{name}` is empty"))),
@@ -170,7 +169,10 @@ impl<'a> Extensions<'a> {
         let mut plain: String =
             name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect();
         if plain.is_empty() {
-            return Err(DecodeError::new(format!("`{}` has no letter that an attribute's name could keep", clip(name))));
+            return Err(DecodeError::new(format!(
+                "`{}` has no letter that an attribute's name could keep",
+                clip(name)
+            )));
         }
         if is_reserved(&plain) {
             plain.insert(0, 'x');

@@ -5,15 +5,16 @@
 
 mod machine;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use synapse_core::broker::{
-    BatchLimit, Boundary, Broker, BrokerError, Committer, Effects, Ending, LaneSpec, Output, Reading, SourceBatch,
+    BatchLimit, Boundary, Broker, BrokerError, Brokers, Committer, Effects, Ending, LaneSpec, Output, Reading,
+    SourceBatch,
 };
 use synapse_core::stage::{PluginError, PluginErrorKind, Stage};
-use synapse_core::topic::{BrokerName, Offset, partition_of};
+use synapse_core::topic::{Offset, partition_of};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
@@ -31,7 +32,9 @@ const POLL_WAIT: Duration = Duration::from_secs(1);
 /// What a lane works with.
 pub(crate) struct Means {
     pub(crate) spec: LaneSpec,
-    pub(crate) brokers: Arc<BTreeMap<BrokerName, Arc<dyn Broker>>>,
+    /// The broker that the lane reads.
+    pub(crate) home: Arc<dyn Broker>,
+    pub(crate) brokers: Brokers,
     pub(crate) readers: Readers,
     pub(crate) limit: BatchLimit,
     /// Where guests run, apart from the reactor.
@@ -195,8 +198,7 @@ impl Driver {
     }
 
     fn home(&self) -> Arc<dyn Broker> {
-        let name = &self.means.spec.key.partition.topic.broker;
-        Arc::clone(self.means.brokers.get(name).expect("a pipeline's brokers are checked before it starts"))
+        Arc::clone(&self.means.home)
     }
 
     fn open(&mut self, epoch: u64) {
@@ -454,8 +456,7 @@ async fn write(
     elsewhere: &[Output],
 ) -> Result<(), BrokerError> {
     for output in elsewhere {
-        let broker = means.brokers.get(&output.topic.broker).expect("routes and sinks name known brokers");
-        broker.publish(output).await?;
+        means.brokers.get(&output.topic.broker)?.publish(output).await?;
     }
     if effects.covered.is_empty() {
         return Ok(());

@@ -12,10 +12,10 @@ mod reader;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use synapse_core::broker::{BatchLimit, Broker};
+use synapse_core::broker::{BatchLimit, Brokers};
 use synapse_core::spec::{PipelineSpec, TopicSpec};
 use synapse_core::stage::PluginLoader;
 use synapse_core::time::Timestamp;
@@ -35,9 +35,7 @@ pub type Clock = fn() -> Timestamp;
 /// What an engine works with.
 pub struct Options {
     /// Every broker that pipelines name.
-    pub brokers: BTreeMap<BrokerName, Arc<dyn Broker>>,
-    /// How topics are kept; others get the defaults.
-    pub topics: BTreeMap<TopicPath, TopicSpec>,
+    pub brokers: Brokers,
     /// Loads plugins.
     pub plugins: Arc<dyn PluginLoader>,
     /// Where a topic without a broker lies.
@@ -76,8 +74,17 @@ struct Running {
     abort: AbortHandle,
 }
 
+/// What an engine is to do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wish {
+    /// The pipelines that are to run, and no others.
+    pub pipelines: Vec<PipelineSpec>,
+    /// How topics are kept; others get the defaults.
+    pub topics: BTreeMap<TopicPath, TopicSpec>,
+}
+
 enum Wanted {
-    Apply(Vec<PipelineSpec>, oneshot::Sender<Applied>),
+    Apply(Wish, oneshot::Sender<Applied>),
     PluginChanged(PathBuf),
     Drain(Duration),
 }
@@ -106,8 +113,8 @@ impl Engine {
     /// An engine without pipelines.
     pub fn new(options: Options) -> (Self, Handle) {
         let shared = Shared {
-            brokers: Arc::new(options.brokers),
-            topics: options.topics,
+            brokers: options.brokers,
+            topics: RwLock::default(),
             plugins: options.plugins,
             default_broker: options.default_broker,
             guests: options.guests,
@@ -127,8 +134,8 @@ impl Engine {
         let grace = loop {
             tokio::select! {
                 wanted = self.commands.recv() => match wanted {
-                    Some(Wanted::Apply(specs, answer)) => {
-                        let applied = self.apply(specs).await;
+                    Some(Wanted::Apply(wish, answer)) => {
+                        let applied = self.apply(wish).await;
                         // Whoever asked may be gone.
                         let _ = answer.send(applied);
                     }
@@ -144,9 +151,11 @@ impl Engine {
         self.drain(grace).await
     }
 
-    async fn apply(&mut self, specs: Vec<PipelineSpec>) -> Applied {
+    async fn apply(&mut self, wish: Wish) -> Applied {
         let mut applied = Applied::default();
-        let wanted: BTreeMap<Label, PipelineSpec> = specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        *self.shared.topics.write().expect("nobody panics while holding the lock") = wish.topics;
+        let wanted: BTreeMap<Label, PipelineSpec> =
+            wish.pipelines.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         for name in self.names() {
             if !wanted.contains_key(&name) {
                 self.end(&name).await;
@@ -247,9 +256,9 @@ impl Handle {
     ///
     /// # Errors
     /// If the engine has ended.
-    pub async fn apply(&self, specs: Vec<PipelineSpec>) -> Result<Applied, Gone> {
+    pub async fn apply(&self, wish: Wish) -> Result<Applied, Gone> {
         let (answer, applied) = oneshot::channel();
-        self.commands.send(Wanted::Apply(specs, answer)).await.map_err(|_| Gone)?;
+        self.commands.send(Wanted::Apply(wish, answer)).await.map_err(|_| Gone)?;
         applied.await.map_err(|_| Gone)
     }
 

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use synapse_core::broker::{BatchLimit, Broker, BrokerError, Ending, LaneKey, LaneSpec};
+use synapse_core::broker::{BatchLimit, BrokerError, Brokers, Ending, LaneKey, LaneSpec};
 use synapse_core::spec::{PipelineSpec, PluginRef, TopicSpec};
 use synapse_core::stage::{Plugin, PluginError, PluginErrorKind, PluginInfo, PluginKind};
 use synapse_core::topic::{BrokerName, TopicPartition, TopicPath};
@@ -29,8 +29,8 @@ const PARTITIONS_EVERY: Duration = Duration::from_secs(10);
 
 /// What all pipelines of a host share.
 pub(crate) struct Shared {
-    pub(crate) brokers: Arc<BTreeMap<BrokerName, Arc<dyn Broker>>>,
-    pub(crate) topics: BTreeMap<TopicPath, TopicSpec>,
+    pub(crate) brokers: Brokers,
+    pub(crate) topics: RwLock<BTreeMap<TopicPath, TopicSpec>>,
     pub(crate) plugins: Arc<dyn PluginLoader>,
     pub(crate) default_broker: BrokerName,
     pub(crate) guests: tokio::runtime::Handle,
@@ -214,6 +214,12 @@ impl Pipeline {
         for topic in &self.spec.from {
             partitions.extend(self.partitions(topic).await?);
         }
+        // What is written to is made on the first write, unless the configuration says how it is kept.
+        for topic in self.spec.to.iter().map(|sink| &sink.topic).chain([&self.spec.dead_letters]) {
+            if let Some(spec) = self.topic_spec(topic) {
+                self.shared.brokers.get(&topic.broker)?.ensure_topic(&topic.topic, &spec).await?;
+            }
+        }
         self.plugins = plugins;
         for partition in partitions {
             self.open(partition).await?;
@@ -252,20 +258,25 @@ impl Pipeline {
         Ok(plugins)
     }
 
+    fn topic_spec(&self, topic: &TopicPath) -> Option<TopicSpec> {
+        self.shared.topics.read().expect("nobody panics while holding the lock").get(topic).cloned()
+    }
+
     async fn partitions(&self, topic: &TopicPath) -> Result<Vec<TopicPartition>, BrokerError> {
-        let spec = self.shared.topics.get(topic).cloned().unwrap_or_default();
-        let broker = &self.shared.brokers[&topic.broker];
-        let info = broker.ensure_topic(&topic.topic, &spec).await?;
+        let spec = self.topic_spec(topic).unwrap_or_default();
+        let info = self.shared.brokers.get(&topic.broker)?.ensure_topic(&topic.topic, &spec).await?;
         let count = info.partitions.len() as u32;
         Ok((0..count).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect())
     }
 
-    async fn open(&mut self, partition: TopicPartition) -> Result<(), PluginError> {
+    async fn open(&mut self, partition: TopicPartition) -> Result<(), Trouble> {
+        let home = self.shared.brokers.get(&partition.topic.broker)?;
         let loadout = self.loadout(&self.spec, &self.plugins).await?;
         let key = LaneKey { pipeline: self.spec.name.clone(), partition: partition.clone() };
         let means = Means {
             spec: LaneSpec { key, start: self.spec.start, read: self.spec.read },
-            brokers: Arc::clone(&self.shared.brokers),
+            home,
+            brokers: self.shared.brokers.clone(),
             readers: self.shared.readers.clone(),
             limit: self.shared.limit,
             guests: self.shared.guests.clone(),
@@ -424,15 +435,15 @@ impl Pipeline {
             return;
         }
         for topic in self.spec.from.clone() {
-            let broker = &self.shared.brokers[&topic.broker];
+            let Ok(broker) = self.shared.brokers.get(&topic.broker) else { continue };
             // A broker that is away is the lanes' affair; the next look comes soon.
             let Ok(Some(info)) = broker.topic(&topic.topic).await else { continue };
             for partition in 0..info.partitions.len() as u32 {
                 let partition = TopicPartition { topic: topic.clone(), partition };
                 if !self.lanes.contains_key(&partition)
-                    && let Err(error) = self.open(partition).await
+                    && let Err(trouble) = self.open(partition).await
                 {
-                    tracing::warn!(pipeline = %self.spec.name, error = error.message, "a new partition cannot be opened yet");
+                    tracing::warn!(pipeline = %self.spec.name, reason = trouble.reason, "a new partition cannot be opened yet");
                 }
             }
         }

@@ -16,7 +16,7 @@ mod server;
 mod topics;
 pub mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use axum::http::request::Parts;
 use axum::routing::{get, post};
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use serde::de::DeserializeOwned;
-use synapse_core::broker::{Broker, TopicInfo};
+use synapse_core::broker::{Broker, Brokers, TopicInfo};
 use synapse_core::spec::TopicSpec;
 use synapse_core::topic::{BrokerName, TopicPath};
 use synapse_engine::Handle;
@@ -40,9 +40,9 @@ pub use self::server::serve;
 /// What the API speaks for.
 pub struct Options {
     /// Every broker of the host.
-    pub brokers: BTreeMap<BrokerName, Arc<dyn Broker>>,
-    /// How topics are kept, as far as that is configured.
-    pub topics: BTreeMap<TopicPath, TopicSpec>,
+    pub brokers: Brokers,
+    /// How topics are kept, as far as that is configured now.
+    pub topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>,
     /// Where a topic without a broker lies.
     pub default_broker: BrokerName,
     /// The pipelines.
@@ -107,8 +107,8 @@ impl Default for Limits {
 pub struct Api(Arc<Shared>);
 
 struct Shared {
-    brokers: BTreeMap<BrokerName, Arc<dyn Broker>>,
-    topics: BTreeMap<TopicPath, TopicSpec>,
+    brokers: Brokers,
+    topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>,
     default_broker: BrokerName,
     engine: Handle,
     registry: Registry,
@@ -116,8 +116,8 @@ struct Shared {
     limits: Limits,
     /// Room for bodies, in units of [`BODY_UNIT`].
     bodies: Semaphore,
-    /// Configured topics that were made sure of before something was published to them.
-    ensured: Mutex<BTreeSet<TopicPath>>,
+    /// Configured topics that were made sure of before something was published to them, and how.
+    ensured: Mutex<BTreeMap<TopicPath, TopicSpec>>,
     metrics: Metrics,
 }
 
@@ -237,7 +237,7 @@ impl Host {
 
     /// The topic that a request names: `topic` or `broker/topic` (its slash percent-encoded) in the path, and perhaps
     /// the broker as a parameter.
-    fn topic(&self, name: &str, broker: Option<&str>) -> Result<(TopicPath, &Arc<dyn Broker>), Problem> {
+    fn topic(&self, name: &str, broker: Option<&str>) -> Result<(TopicPath, Arc<dyn Broker>), Problem> {
         let bad = |error: synapse_core::topic::NameError| Problem::new(Kind::BadRequest, error.to_string());
         let given = broker.map(str::parse::<BrokerName>).transpose().map_err(bad)?;
         let path = TopicPath::parse(name, given.as_ref().unwrap_or(&self.api.0.default_broker)).map_err(bad)?;
@@ -249,10 +249,10 @@ impl Host {
         Ok((path, broker))
     }
 
-    fn broker(&self, name: &BrokerName) -> Result<&Arc<dyn Broker>, Problem> {
+    fn broker(&self, name: &BrokerName) -> Result<Arc<dyn Broker>, Problem> {
         let brokers = &self.api.0.brokers;
-        brokers.get(name).ok_or_else(|| {
-            let known: Vec<_> = brokers.keys().map(|name| format!("`{name}`")).collect();
+        brokers.get(name).map_err(|_| {
+            let known: Vec<_> = brokers.all().iter().map(|broker| format!("`{}`", broker.name())).collect();
             let detail = format!("there is no broker `{name}`; the configuration has {}", known.join(", "));
             Problem::new(Kind::UnknownBroker, detail)
         })
@@ -263,7 +263,7 @@ impl Host {
         &self,
         name: &str,
         broker: Option<&str>,
-    ) -> Result<(TopicPath, &Arc<dyn Broker>, TopicInfo), Problem> {
+    ) -> Result<(TopicPath, Arc<dyn Broker>, TopicInfo), Problem> {
         let (path, broker) = self.topic(name, broker)?;
         match broker.topic(&path.topic).await? {
             Some(info) => Ok((path, broker, info)),

@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    fn kept(config: serde_json::Value) -> Vec<usize> {
+    fn kept(config: &serde_json::Value) -> Vec<usize> {
         let mut bench: Bench = filter::<Sample>(config).unwrap();
         let events: Vec<_> = (0..10_000).map(|number| event("t").id(&number.to_string())).collect();
         let outcomes = bench.run(&events);
@@ -124,19 +124,19 @@ mod tests {
     #[test]
     fn the_share_is_about_what_was_asked_for() {
         for share in [0.01, 0.1, 0.5, 0.99] {
-            let found = kept(json!({ "share": share })).len() as f64 / 10_000.0;
+            let found = kept(&json!({ "share": share })).len() as f64 / 10_000.0;
             assert!((found - share).abs() < 0.015, "{share}: {found}");
         }
-        assert_eq!(kept(json!({ "share": 0 })).len(), 0);
-        assert_eq!(kept(json!({ "share": 1 })).len(), 10_000);
+        assert_eq!(kept(&json!({ "share": 0 })).len(), 0);
+        assert_eq!(kept(&json!({ "share": 1 })).len(), 10_000);
     }
 
     #[test]
     fn larger_shares_keep_what_smaller_ones_keep() {
-        let small = kept(json!({ "share": 0.2 }));
-        let large = kept(json!({ "share": 0.3 }));
+        let small = kept(&json!({ "share": 0.2 }));
+        let large = kept(&json!({ "share": 0.3 }));
         assert!(small.iter().all(|index| large.contains(index)));
-        assert_ne!(small, kept(json!({ "share": 0.2, "seed": 1 })));
+        assert_ne!(small, kept(&json!({ "share": 0.2, "seed": 1 })));
     }
 
     #[test]

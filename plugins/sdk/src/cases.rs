@@ -309,13 +309,13 @@ mod tests {
 
     use super::*;
 
-    fn case(expect: Value) -> Case {
+    fn case(expect: &Value) -> Case {
         let line = json!({ "given": { "type": "a", "data": { "x": 1 } }, "expect": expect });
         parse(&line.to_string()).unwrap().remove(0)
     }
 
-    fn check(expect: Value, outcome: Outcome, difference: Option<&str>) {
-        assert_eq!(case(expect).difference(&outcome).as_deref(), difference);
+    fn check(expect: &Value, outcome: &Outcome, difference: Option<&str>) {
+        assert_eq!(case(expect).difference(outcome).as_deref(), difference);
     }
 
     fn emitted(events: Value) -> Outcome {
@@ -324,41 +324,41 @@ mod tests {
 
     #[test]
     fn outcomes_that_fit() {
-        check(json!("keep"), Outcome::Keep, None);
-        check(json!("drop"), Outcome::Drop, None);
-        check(json!("drop"), Outcome::Emit(vec![]), None);
-        check(json!("drop"), Outcome::To(vec![]), None);
-        check(json!("pass"), Outcome::Pass, None);
-        check(json!({ "reject": "bad" }), Outcome::Reject("a bad one".into()), None);
-        check(json!({ "config-error": "typ" }), Outcome::ConfigError("unknown field `typ`".into()), None);
-        check(json!({ "to": ["b", "a"] }), Outcome::To(vec!["a".into(), "b".into()]), None);
-        check(json!([{ "id": "2", "subject": null }]), emitted(json!([{ "id": "2", "type": "b" }])), None);
+        check(&json!("keep"), &Outcome::Keep, None);
+        check(&json!("drop"), &Outcome::Drop, None);
+        check(&json!("drop"), &Outcome::Emit(vec![]), None);
+        check(&json!("drop"), &Outcome::To(vec![]), None);
+        check(&json!("pass"), &Outcome::Pass, None);
+        check(&json!({ "reject": "bad" }), &Outcome::Reject("a bad one".into()), None);
+        check(&json!({ "config-error": "typ" }), &Outcome::ConfigError("unknown field `typ`".into()), None);
+        check(&json!({ "to": ["b", "a"] }), &Outcome::To(vec!["a".into(), "b".into()]), None);
+        check(&json!([{ "id": "2", "subject": null }]), &emitted(json!([{ "id": "2", "type": "b" }])), None);
         let unchanged =
-            emitted(json!([{ "specversion": "1.0", "id": "1", "source": "/cases", "type": "a", "data": { "x": 1 } }]));
-        check(json!("keep"), unchanged, None);
+            &emitted(json!([{ "specversion": "1.0", "id": "1", "source": "/cases", "type": "a", "data": { "x": 1 } }]));
+        check(&json!("keep"), unchanged, None);
         let time = |time: &str| json!([{ "time": time }]);
-        check(time("2026-01-01T00:00:00Z"), emitted(time("2026-01-01T01:00:00.000+01:00")), None);
+        check(&time("2026-01-01T00:00:00Z"), &emitted(time("2026-01-01T01:00:00.000+01:00")), None);
     }
 
     #[test]
     fn differences_are_told() {
-        check(json!("keep"), Outcome::Drop, Some("expected keep\nbut it was dropped"));
+        check(&json!("keep"), &Outcome::Drop, Some("expected keep\nbut it was dropped"));
         check(
-            json!({ "to": ["a"] }),
-            Outcome::To(vec!["b".into()]),
+            &json!({ "to": ["a"] }),
+            &Outcome::To(vec!["b".into()]),
             Some("expected the topics a\nbut it was routed to b"),
         );
         check(
-            json!([{ "id": "1", "subject": null, "data": { "x": 1, "y": [1, 2] } }]),
-            emitted(json!([{ "id": "1", "subject": "s", "data": { "y": [1, 3], "z": true } }])),
+            &json!([{ "id": "1", "subject": null, "data": { "x": 1, "y": [1, 2] } }]),
+            &emitted(json!([{ "id": "1", "subject": "s", "data": { "y": [1, 3], "z": true } }])),
             Some(
                 "event 0: data/x: expected 1, but it is absent\nevent 0: data/y/1: expected 2, but it is 3\n\
                  event 0: data/z: not expected, but it is true\nevent 0: subject: expected null, but it is \"s\"",
             ),
         );
         check(
-            json!([{ "id": "1" }]),
-            Outcome::Emit(vec![]),
+            &json!([{ "id": "1" }]),
+            &Outcome::Emit(vec![]),
             Some("expected 1 event\n  {\"id\":\"1\"}\nbut it became no event"),
         );
     }

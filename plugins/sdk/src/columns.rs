@@ -184,8 +184,8 @@ fn end(length: usize) -> u32 {
 mod tests {
     use super::*;
 
-    fn check_refused(batch: Batch, why: &str) {
-        let refused = std::panic::catch_unwind(|| View::of(&batch).rows()).unwrap_err();
+    fn check_refused(batch: &Batch, why: &str) {
+        let refused = std::panic::catch_unwind(|| View::of(batch).rows()).unwrap_err();
         let message = refused
             .downcast_ref::<String>()
             .cloned()
@@ -195,12 +195,12 @@ mod tests {
 
     #[test]
     fn malformed_batches_are_refused() {
-        check_refused(Batch { stride: 8, ends: vec![0; 8], bytes: vec![] }, "stride 8");
-        check_refused(Batch { stride: 0, ends: vec![], bytes: vec![] }, "stride 0");
-        check_refused(Batch { stride: 9, ends: vec![0; 10], bytes: vec![] }, "broken row");
-        check_refused(Batch { stride: 9, ends: vec![1; 9], bytes: vec![] }, "out of place");
+        check_refused(&Batch { stride: 8, ends: vec![0; 8], bytes: vec![] }, "stride 8");
+        check_refused(&Batch { stride: 0, ends: vec![], bytes: vec![] }, "stride 0");
+        check_refused(&Batch { stride: 9, ends: vec![0; 10], bytes: vec![] }, "broken row");
+        check_refused(&Batch { stride: 9, ends: vec![1; 9], bytes: vec![] }, "out of place");
         let descending = vec![1, 0, 1, 1, 1, 1, 1, 1, 1];
-        check_refused(Batch { stride: 9, ends: descending, bytes: vec![b'x'] }, "out of place");
+        check_refused(&Batch { stride: 9, ends: descending, bytes: vec![b'x'] }, "out of place");
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 /// The value that a JSON pointer (RFC 6901) names: `/metrics/0/name`; the empty pointer names the whole text.
 ///
@@ -162,11 +161,11 @@ impl<'a> Value<'a> {
         }))
     }
 
-    /// The value as `T`.
+    /// The value as `T`, which may borrow from it.
     ///
     /// # Errors
     /// When it does not fit `T` or is damaged inside.
-    pub fn parse<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+    pub fn parse<T: Deserialize<'a>>(self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(self.raw)
     }
 }

@@ -31,7 +31,7 @@
 //! }
 //!
 //! synapse_plugin::export_filter!(Accurate);
-//! # let mut bench = synapse_plugin::testing::filter::<Accurate>(serde_json::json!({ "min": 0.9 })).unwrap();
+//! # let mut bench = synapse_plugin::testing::filter::<Accurate>(&serde_json::json!({ "min": 0.9 })).unwrap();
 //! # let event = synapse_plugin::testing::event("model-ready").json(&serde_json::json!({ "accuracy": 0.95 }));
 //! # assert_eq!(bench.run_one(&event), synapse_plugin::cases::Outcome::Keep);
 //! ```

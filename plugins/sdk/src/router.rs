@@ -59,7 +59,7 @@ impl Routes<'_> {
     }
 
     /// Drops the event: forgets what was said before.
-    pub fn drop(&mut self) {
+    pub fn nowhere(&mut self) {
         self.chosen.clear();
         self.pass = false;
     }

@@ -27,12 +27,12 @@ pub fn find_byte(haystack: &[u8], byte: u8) -> Option<usize> {
 /// assert_eq!(error.find(b"an error occurred"), Some(3));
 /// ```
 #[derive(Debug, Clone)]
-pub struct Needle(memmem::Finder<'static>);
+pub struct Needle(Box<memmem::Finder<'static>>);
 
 impl Needle {
     /// Prepares the search.
     pub fn new(needle: impl AsRef<[u8]>) -> Self {
-        Self(memmem::Finder::new(needle.as_ref()).into_owned())
+        Self(Box::new(memmem::Finder::new(needle.as_ref()).into_owned()))
     }
 
     /// Whether it occurs in `haystack`.

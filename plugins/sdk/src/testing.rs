@@ -14,7 +14,7 @@
 //! use synapse_plugin::cases::Outcome;
 //! use synapse_plugin::testing::{check_cases, event, filter};
 //!
-//! let mut bench = filter::<ReadyOnly>(serde_json::json!({})).unwrap();
+//! let mut bench = filter::<ReadyOnly>(&serde_json::json!({})).unwrap();
 //! assert_eq!(bench.run(&[event("model-ready"), event("other")]), [Outcome::Keep, Outcome::Drop]);
 //! // A file's text: include_str!("../cases.ndjson")
 //! check_cases(r#"{"given": {"type": "other"}, "expect": "drop"}"#, filter::<ReadyOnly>);
@@ -178,7 +178,7 @@ impl TestEvent {
         match (json, std::str::from_utf8(&self.data)) {
             _ if self.data.is_empty() => None,
             (Some(json), _) => event.insert("data".to_owned(), json),
-            (None, Ok(text)) if !is_json(&self.content_type) => event.insert("data".to_owned(), text.into()),
+            (None, Ok(text)) if self.content_type.starts_with("text/") => event.insert("data".to_owned(), text.into()),
             (None, _) => event.insert("data_base64".to_owned(), base64_encode(&self.data).into()),
         };
         event
@@ -221,8 +221,10 @@ fn is_json(content_type: &str) -> bool {
 
 /// A configured plugin.
 pub struct Bench {
-    run: Box<dyn FnMut(&Batch) -> Vec<Outcome>>,
+    run: Box<RunBatch>,
 }
+
+type RunBatch = dyn FnMut(&Batch) -> Vec<Outcome>;
 
 impl Bench {
     /// Runs events through it as one batch; what became of each, in order.
@@ -240,7 +242,7 @@ impl Bench {
 ///
 /// # Errors
 /// What the plugin says of the configuration.
-pub fn filter<F: Filter>(config: Value) -> Result<Bench, String> {
+pub fn filter<F: Filter>(config: &Value) -> Result<Bench, String> {
     let mut plugin = F::new(parse_config(&config.to_string())?)?;
     let run = move |batch: &Batch| {
         let selection = filter::judge(&mut plugin, batch);
@@ -254,7 +256,7 @@ pub fn filter<F: Filter>(config: Value) -> Result<Bench, String> {
 ///
 /// # Errors
 /// What the plugin says of the configuration.
-pub fn transform<T: Transform>(config: Value) -> Result<Bench, String> {
+pub fn transform<T: Transform>(config: &Value) -> Result<Bench, String> {
     let mut plugin = T::new(parse_config(&config.to_string())?)?;
     let run = move |batch: &Batch| {
         let rewrite = transform::apply(&mut plugin, batch);
@@ -271,7 +273,7 @@ pub fn transform<T: Transform>(config: Value) -> Result<Bench, String> {
 ///
 /// # Errors
 /// What the plugin says of the configuration.
-pub fn router<R: Router>(config: Value) -> Result<Bench, String> {
+pub fn router<R: Router>(config: &Value) -> Result<Bench, String> {
     let mut plugin = R::new(parse_config(&config.to_string())?)?;
     let run = move |batch: &Batch| {
         let routing = router::route(&mut plugin, batch);
@@ -289,10 +291,10 @@ pub fn router<R: Router>(config: Value) -> Result<Bench, String> {
 ///
 /// # Panics
 /// When the file cannot be read or a case fails: with every failure, to be read in the test's output.
-pub fn check_cases(file: &str, bench: impl Fn(Value) -> Result<Bench, String>) {
+pub fn check_cases(file: &str, bench: impl Fn(&Value) -> Result<Bench, String>) {
     let cases = cases::parse(file).unwrap_or_else(|error| panic!("{error}"));
     assert!(!cases.is_empty(), "the file holds no cases");
-    let failures = cases::run(&cases, |case| match bench(case.config.clone()) {
+    let failures = cases::run(&cases, |case| match bench(&case.config) {
         Ok(mut bench) => {
             let event = TestEvent::from_cloudevent(&case.given)
                 .unwrap_or_else(|error| panic!("line {}: `given` is no event: {error}", case.line));
@@ -391,7 +393,7 @@ mod tests {
 
     #[test]
     fn filters_answer_for_each_event() {
-        let mut bench = filter::<Sorter>(json!({})).unwrap();
+        let mut bench = filter::<Sorter>(&json!({})).unwrap();
         let events =
             [event("keep"), event("drop").id("2"), event("reject").id("3").subject("s"), event("keep").id("4")];
         let reject = Outcome::Reject("Some(\"s\")".to_owned());
@@ -403,7 +405,7 @@ mod tests {
 
     #[test]
     fn configs_that_do_not_fit_are_refused() {
-        let error = filter::<Sorter>(json!({ "a": 1 })).err().unwrap();
+        let error = filter::<Sorter>(&json!({ "a": 1 })).err().unwrap();
         assert!(error.starts_with("the config does not fit this plugin: unknown field `a`"), "{error}");
     }
 
@@ -432,7 +434,7 @@ mod tests {
 
     fn ids(steps: &[&str]) -> Vec<String> {
         let event = event("t").id("p").attribute("tenant", "a").time_us(5).json(&json!(steps));
-        match transform::<Emitting>(json!({})).unwrap().run_one(&event) {
+        match transform::<Emitting>(&json!({})).unwrap().run_one(&event) {
             Outcome::Emit(events) => events.iter().map(|event| event["id"].as_str().unwrap().to_owned()).collect(),
             other => panic!("{other}"),
         }
@@ -454,7 +456,7 @@ mod tests {
     fn a_rejection_takes_back_what_was_emitted() {
         let steps = [json!(["a", "b"]), json!(["c", "d", "reject"]), json!("no list"), json!(["e"])];
         let events: Vec<_> = steps.iter().map(|steps| event("t").json(steps)).collect();
-        let outcomes = transform::<Emitting>(json!({})).unwrap().run(&events);
+        let outcomes = transform::<Emitting>(&json!({})).unwrap().run(&events);
         let data = |outcome: &Outcome| match outcome {
             Outcome::Emit(events) => {
                 events.iter().map(|event| event["data_base64"].as_str().unwrap().to_owned()).collect()
@@ -477,11 +479,11 @@ mod tests {
             .partition_key("k")
             .attribute("a", "1")
             .json(&json!(["unchanged"]));
-        let mut bench = transform::<Emitting>(json!({})).unwrap();
+        let mut bench = transform::<Emitting>(&json!({})).unwrap();
         assert_eq!(bench.run_one(&given), Outcome::Emit(vec![given.to_cloudevent()]));
         let batch = batch_of(std::slice::from_ref(&given));
         let (_, parent) = View::of(&batch).events().next().unwrap();
-        let as_emitted = |draft: &Draft<'_>| {
+        let as_emitted = |draft: Draft<'_>| {
             let mut writer = Writer::default();
             writer.column(b"p");
             draft.write_behind_id(&mut writer);
@@ -489,9 +491,9 @@ mod tests {
             let (_, event) = View::of(&batch).events().next().unwrap();
             TestEvent::read(&event)
         };
-        assert_eq!(as_emitted(&parent.draft()), given);
+        assert_eq!(as_emitted(parent.draft()), given);
         let changed = as_emitted(
-            &parent
+            parent
                 .draft()
                 .subject("")
                 .time_us(None)
@@ -529,7 +531,7 @@ mod tests {
             for step in event.json::<Vec<String>>()? {
                 match step.as_str() {
                     "pass" => to.pass(),
-                    "drop" => to.drop(),
+                    "drop" => to.nowhere(),
                     "reject" => return Err("on request".into()),
                     topic => to.topic(topic),
                 }
@@ -562,7 +564,7 @@ mod tests {
             Outcome::Reject("on request".to_owned()),
             to(&["a"]),
         ];
-        assert_eq!(router::<Following>(json!({})).unwrap().run(&events), expected);
+        assert_eq!(router::<Following>(&json!({})).unwrap().run(&events), expected);
         let answer = router::route(&mut Following, &batch_of(&events));
         assert_eq!(answer.topics, ["a", "b", "c"]);
         assert_eq!(answer.choices, [vec![0], vec![1, 0], vec![], vec![2]]);

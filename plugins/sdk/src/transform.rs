@@ -221,7 +221,7 @@ impl<'d> Draft<'d> {
     }
 
     /// Writes every column but the first.
-    pub(crate) fn write_behind_id(&self, writer: &mut Writer) {
+    pub(crate) fn write_behind_id(self, writer: &mut Writer) {
         for column in [&self.source, &self.kind, &self.subject] {
             writer.column(column);
         }

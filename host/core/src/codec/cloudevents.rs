@@ -38,7 +38,7 @@ pub fn decode(json: &[u8], into: &mut Batch) -> Result<(), DecodeError> {
 pub fn decode_batch(json: &[u8], into: &mut Batch) -> Result<usize, DecodeError> {
     let before = into.len();
     let mut count = 0;
-    let mut json = serde_json::Deserializer::from_slice(json);
+    let mut json = serde_json::Deserializer::from_str(utf8(json)?);
     let read = json.deserialize_seq(Events { into, count: &mut count });
     match read.and_then(|()| json.end()) {
         Ok(()) => Ok(count),
@@ -87,6 +87,11 @@ pub fn encode(event: EventRef<'_>, position: Option<&Position>, out: &mut Vec<u8
     }
     encode_data(event.content_type().unwrap_or_default(), event.data(), out);
     out.push(b'}');
+}
+
+/// Checked once for the whole text: that is faster than string by string.
+fn utf8(json: &[u8]) -> Result<&str, DecodeError> {
+    std::str::from_utf8(json).map_err(|_| DecodeError::new("not JSON: it is not UTF-8"))
 }
 
 /// Appends a member; its name needs no escapes.
@@ -187,16 +192,16 @@ enum Value<'a> {
 
 impl<'a> Structured<'a> {
     pub(super) fn parse(json: &'a [u8]) -> Result<Self, DecodeError> {
-        serde_json::from_slice(json).map_err(|error| {
+        serde_json::from_str(utf8(json)?).map_err(|error| {
             let what = if error.is_data() { "" } else { "not JSON: " };
             DecodeError::new(format!("{what}{error}"))
         })
     }
 
     /// Gives the event a partition key, if it has none of its own.
-    pub(super) fn default_partition_key(&mut self, key: Cow<'a, str>) {
+    pub(super) fn default_partition_key(&mut self, key: &'a str) {
         if matches!(self.partition_key, None | Some(Value::Null)) {
-            self.partition_key = Some(Value::Text(key));
+            self.partition_key = Some(Value::Text(Cow::Borrowed(key)));
         }
     }
 
@@ -425,5 +430,141 @@ impl<'de> Visitor<'de> for Events<'_> {
             *self.count += 1;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first lines of a day of departures from the airports of New York.
+    const FLIGHTS: &str = concat!(
+        r#"{"specversion":"1.0","id":"UA1545-EWR-20130101-0515","source":"/airports/EWR","type":"flight.departed","subject":"UA1545","time":"2013-01-01T05:15:00Z","partitionkey":"N14228","datacontenttype":"application/json","data":{"dep_delay":2,"arr_delay":11,"air_time":227,"distance":1400,"flight":1545,"sched_dep_time":515,"sched_arr_time":819,"dep_time":517,"arr_time":830,"carrier":"UA","tailnum":"N14228","origin":"EWR","dest":"IAH"}}"#,
+        "\n",
+        r#"{"specversion":"1.0","id":"UA1714-LGA-20130101-0529","source":"/airports/LGA","type":"flight.departed","subject":"UA1714","time":"2013-01-01T05:29:00Z","partitionkey":"N24211","datacontenttype":"application/json","data":{"dep_delay":4,"arr_delay":20,"air_time":227,"distance":1416,"flight":1714,"sched_dep_time":529,"sched_arr_time":830,"dep_time":533,"arr_time":850,"carrier":"UA","tailnum":"N24211","origin":"LGA","dest":"IAH"}}"#,
+        "\n",
+        r#"{"specversion":"1.0","id":"AA1141-JFK-20130101-0540","source":"/airports/JFK","type":"flight.departed","subject":"AA1141","time":"2013-01-01T05:40:00Z","partitionkey":"N619AA","datacontenttype":"application/json","data":{"dep_delay":2,"arr_delay":33,"air_time":160,"distance":1089,"flight":1141,"sched_dep_time":540,"sched_arr_time":850,"dep_time":542,"arr_time":923,"carrier":"AA","tailnum":"N619AA","origin":"JFK","dest":"MIA"}}"#,
+    );
+
+    fn event(members: &str) -> Result<Event, DecodeError> {
+        to_event(format!(r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t"{members}}}"#).as_bytes())
+    }
+
+    fn encoded(event: &Event) -> String {
+        let batch: Batch = [event].into_iter().collect();
+        let mut json = Vec::new();
+        encode(batch.event(0), None, &mut json);
+        String::from_utf8(json).unwrap()
+    }
+
+    #[test]
+    fn flights_go_through_byte_for_byte() {
+        let mut batch = Batch::default();
+        for line in FLIGHTS.lines() {
+            decode(line.as_bytes(), &mut batch).unwrap();
+        }
+        let first = batch.event(0).to_event();
+        assert_eq!(first.id, "UA1545-EWR-20130101-0515");
+        assert_eq!(first.partition_key.as_deref(), Some("N14228"));
+        assert_eq!(first.time.unwrap().as_micros(), 1_357_017_300_000_000);
+        assert!(first.data.starts_with(br#"{"dep_delay":2,"arr_delay":11"#));
+        let lines: Vec<_> = batch.events().map(|event| encoded(&event.to_event())).collect();
+        assert_eq!(lines.join("\n"), FLIGHTS);
+    }
+
+    #[test]
+    fn attributes_become_texts() {
+        let event = event(
+            r#","subject":null,"a":"x","b":true,"c":-7,"d":18446744073709551615,"e":null,"f":"\n",
+              "partitionkey":5,"synapseposition":"local/t/0/1","data":"\u0061""#,
+        )
+        .unwrap();
+        let attributes = [("a", "x"), ("b", "true"), ("c", "-7"), ("d", "18446744073709551615"), ("f", "\n")];
+        assert_eq!(event.attributes, attributes.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(event.partition_key.as_deref(), Some("5"));
+        assert_eq!((event.subject, event.content_type), (None, None));
+        assert_eq!(event.data, br#""\u0061""#);
+    }
+
+    #[test]
+    fn data_keeps_its_bytes() {
+        let data = |members| event(members).unwrap().data;
+        assert_eq!(data(r#","data":{"b": 1.50,"a":[ ]}"#), br#"{"b": 1.50,"a":[ ]}"#);
+        assert_eq!(data(",\"data\": {\n  \"a\":\r\n\t[1,\n 2],\"b\":\" x\"\n}"), br#"{"a":[1,2],"b":" x"}"#);
+        assert_eq!(data(r#","data":null"#), b"null");
+        assert_eq!(data(r#","datacontenttype":"text/plain","data":"a\"\u00e9""#), "a\"é".as_bytes());
+        assert_eq!(data(r#","datacontenttype":"text/plain","data":[1]"#), b"[1]");
+        assert_eq!(data(r#","datacontenttype":"application/x+json","data":"a""#), br#""a""#);
+        assert_eq!(data(r#","data_base64":"AP8=""#), [0, 255]);
+        assert_eq!(data(r#","data_base64":"AP8""#), [0, 255]);
+        assert_eq!(data(r#","data_base64":null"#), b"");
+    }
+
+    #[test]
+    fn data_is_written_so_that_it_reads_back() {
+        let start = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t""#;
+        let written = |content_type: &str, data: &[u8]| {
+            let content_type = Some(content_type.to_owned()).filter(|text| !text.is_empty());
+            let event = Event { content_type, data: data.to_vec(), ..event("").unwrap() };
+            encoded(&event).strip_prefix(start).unwrap().to_owned()
+        };
+        assert_eq!(written("", b""), "}");
+        assert_eq!(written("", b"[1, 2]"), r#","data":[1, 2]}"#);
+        assert_eq!(written("", b"[1,\n2]"), r#","data_base64":"WzEsCjJd"}"#);
+        assert_eq!(written("", b"a"), r#","data_base64":"YQ=="}"#);
+        assert_eq!(written("text/plain", b"\"a\"\n"), r#","datacontenttype":"text/plain","data":"\"a\"\n"}"#);
+        assert_eq!(written("a/xml", b"<a/>"), r#","datacontenttype":"a/xml","data":"<a/>"}"#);
+        assert_eq!(written("image/png", b"a"), r#","datacontenttype":"image/png","data_base64":"YQ=="}"#);
+        assert_eq!(written("text/plain", b"\xff"), r#","datacontenttype":"text/plain","data_base64":"/w=="}"#);
+    }
+
+    #[test]
+    fn a_position_stands_beside_the_attributes() {
+        let batch: Batch = [&event(r#","x":"1""#).unwrap()].into_iter().collect();
+        let mut json = b"> ".to_vec();
+        encode(batch.event(0), Some(&"bus/flights/0/5-1".parse().unwrap()), &mut json);
+        let expected = r#"> {"specversion":"1.0","id":"1","source":"/s","type":"t","x":"1","synapseposition":"bus/flights/0/5-1"}"#;
+        assert_eq!(String::from_utf8(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn errors_name_the_attribute() {
+        let whole = |json: &str| to_event(json.as_bytes()).unwrap_err().to_string();
+        let with = |members| event(members).unwrap_err().to_string();
+        assert_eq!(whole("[]"), "invalid type: sequence, expected an event as a JSON object at line 1 column 0");
+        assert_eq!(whole("{"), "not JSON: EOF while parsing an object at line 1 column 1");
+        assert_eq!(whole("{} x"), "not JSON: trailing characters at line 1 column 4");
+        assert_eq!(whole("{}"), "`specversion` is missing");
+        assert_eq!(whole(r#"{"specversion":"0.3"}"#), "`specversion` is `0.3`, not `1.0`");
+        assert_eq!(whole(r#"{"specversion":"1.0","id":null}"#), "`id` is missing");
+        assert_eq!(whole(r#"{"specversion":"1.0","id":""}"#), "`id` is empty");
+        assert_eq!(whole(r#"{"specversion":"1.0","id":7}"#), "`id` is not a string");
+        assert_eq!(with(r#","id":"2""#), "`id` is there twice at line 1 column 59");
+        assert_eq!(with(r#","x":"2","x":null"#), "`x` is there twice at line 1 column 72");
+        assert_eq!(with(r#","x":null,"x":1"#), "`x` is there twice at line 1 column 70");
+        assert_eq!(with(r#","time":"noon""#), "`time`: `noon` is not an RFC 3339 time such as 2026-01-31T12:00:00Z");
+        assert_eq!(with(r#","data":1,"data_base64":"""#), "`data` and `data_base64` exclude each other");
+        assert!(with(r#","data_base64":"?""#).starts_with("`data_base64` is no base64: "));
+        let object = "a string, a boolean or a whole number for `x` at line 1 column 61";
+        assert_eq!(with(r#","x":{}"#), format!("invalid type: map, expected {object}"));
+        assert!(with(r#","x":1.5"#).contains("expected a string, a boolean or a whole number for `x`"));
+        assert!(with(r#","X":"1""#).starts_with("`X` is no name of an extension attribute"));
+    }
+
+    #[test]
+    fn a_batch_is_all_or_nothing_and_names_the_index() {
+        let good = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t"}"#;
+        let mut batch = Batch::default();
+        assert_eq!(decode_batch(b"[]", &mut batch), Ok(0));
+        assert_eq!(decode_batch(format!("[{good},\n{good}]").as_bytes(), &mut batch), Ok(2));
+        let before = batch.clone();
+        let mut refuse = |json: String| decode_batch(json.as_bytes(), &mut batch).unwrap_err().to_string();
+        assert_eq!(
+            refuse(format!("[{good},{{\"specversion\":\"1.0\"}}]")),
+            "event 1: `id` is missing at line 1 column 79"
+        );
+        assert_eq!(refuse(format!("[{good}")), "event 1: not JSON: EOF while parsing a list at line 1 column 56");
+        assert!(refuse(good.to_owned()).contains("expected a JSON array of events"));
+        assert_eq!(batch, before);
     }
 }

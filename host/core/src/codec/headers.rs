@@ -41,6 +41,7 @@ pub fn decode<'a>(
 ) -> Result<(), DecodeError> {
     let head = Head::read(prefix, headers)?;
     let key = key.filter(|key| !key.is_empty()).map(key_text);
+    let key = key.as_deref();
     if is_cloudevents(head.content_type) {
         if !is_structured(head.content_type) {
             let known = "only application/cloudevents+json is read here";
@@ -98,10 +99,10 @@ fn is_structured(content_type: &str) -> bool {
     media.eq_ignore_ascii_case("application/cloudevents+json")
 }
 
-fn structured(json: &[u8], key: Option<Cow<'_, str>>, into: &mut Batch) -> Result<(), DecodeError> {
+fn structured(json: &[u8], key: Option<&str>, into: &mut Batch) -> Result<(), DecodeError> {
     let mut event = Structured::parse(json)?;
-    if let Some(key) = &key {
-        event.default_partition_key(Cow::Borrowed(key));
+    if let Some(key) = key {
+        event.default_partition_key(key);
     }
     event.push(into)
 }
@@ -188,7 +189,7 @@ impl<'a> Head<'a> {
     fn push(
         &self,
         prefix: &str,
-        key: Option<Cow<'_, str>>,
+        key: Option<&str>,
         value: &[u8],
         origin: Option<&Origin<'_>>,
         into: &mut Batch,
@@ -207,7 +208,7 @@ impl<'a> Head<'a> {
             kind: required(format_args!("{prefix}type"), self.kind.as_deref())?,
             subject: self.subject.as_deref().unwrap_or_default(),
             time: time(format_args!("{prefix}time"), self.time.as_deref())?,
-            partition_key: self.partition_key.as_deref().or(key.as_deref()).unwrap_or_default(),
+            partition_key: self.partition_key.as_deref().or(key).unwrap_or_default(),
             content_type: self.data_content_type.as_deref().unwrap_or(self.content_type),
             data: value,
         };
@@ -265,4 +266,145 @@ fn percent_decoded<'a>(name: &str, value: &'a str) -> Result<Cow<'a, str>, Decod
 
 fn digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::topic::Offset;
+
+    type Headers<'h> = &'h [(&'h str, &'h str)];
+
+    fn record(headers: Headers<'_>, key: Option<&[u8]>, value: &[u8]) -> Result<Event, DecodeError> {
+        let topic = "flights".parse().unwrap();
+        let origin = Origin { topic: &topic, partition: 3, offset: Offset::Number(17) };
+        let mut batch = Batch::default();
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        decode(KAFKA, headers, key, value, Some(&origin), &mut batch)?;
+        Ok(batch.event(0).to_event())
+    }
+
+    fn request(headers: Headers<'_>, value: &[u8]) -> Result<Event, DecodeError> {
+        let mut batch = Batch::default();
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        decode(HTTP, headers, None, value, None, &mut batch)?;
+        Ok(batch.event(0).to_event())
+    }
+
+    const WHOLE: [(&str, &str); 4] =
+        [("ce_specversion", "1.0"), ("ce_id", "1"), ("ce_source", "/airports/EWR"), ("ce_type", "flight.departed")];
+
+    #[test]
+    fn a_record_is_an_event() {
+        let rest = [
+            ("ce_time", "2013-01-01T05:15:00Z"),
+            ("ce_gate", "C 70"),
+            ("content-type", "application/json"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            ("host", "x"),
+        ];
+        let event = record(&[&WHOLE[..], &rest].concat(), Some(b"N14228"), b"{}").unwrap();
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let expected = Event {
+            id: "1".into(),
+            source: "/airports/EWR".into(),
+            kind: "flight.departed".into(),
+            time: Some("2013-01-01T05:15:00Z".parse().unwrap()),
+            partition_key: Some("N14228".into()),
+            content_type: Some("application/json".into()),
+            attributes: vec![("gate".into(), "C 70".into()), ("traceparent".into(), trace.into())],
+            data: b"{}".to_vec(),
+            ..Event::default()
+        };
+        assert_eq!(event, expected);
+    }
+
+    #[test]
+    fn what_a_record_lacks_comes_from_its_place_and_key() {
+        let event = record(&WHOLE[2..], Some(&[0xff, 0]), b"").unwrap();
+        assert_eq!((event.id.as_str(), event.partition_key.as_deref()), ("flights/3/17", Some("/wA=")));
+        let keyed = [&WHOLE[..], &[("ce_partitionkey", "own")]].concat();
+        assert_eq!(record(&keyed, Some(b"other"), b"").unwrap().partition_key.as_deref(), Some("own"));
+    }
+
+    #[test]
+    fn structured_mode_is_told_by_the_content_type() {
+        let json = br#"{"specversion":"1.0","id":"2","source":"/s","type":"t","data":1}"#;
+        let headers = [("content-type", "application/cloudevents+json; charset=utf-8")];
+        let event = record(&headers, Some(b"k"), json).unwrap();
+        assert_eq!((event.id.as_str(), event.partition_key.as_deref()), ("2", Some("k")));
+        assert_eq!(request(&headers, json).unwrap().id, "2");
+        assert_eq!(record(&[], None, json).unwrap().id, "2");
+        let refused = record(&[("content-type", "application/cloudevents+avro")], None, json).unwrap_err();
+        let sentence =
+            "`content-type` is `application/cloudevents+avro`: only application/cloudevents+json is read here";
+        assert_eq!(refused.to_string(), sentence);
+    }
+
+    #[test]
+    fn an_event_that_holds_an_event_stays_in_binary_mode() {
+        let event = Event {
+            id: "1".into(),
+            source: "/s".into(),
+            kind: "t".into(),
+            content_type: Some("application/cloudevents+json".into()),
+            ..Event::default()
+        };
+        let batch: Batch = [&event].into_iter().collect();
+        let mut names = Vec::new();
+        encode(KAFKA, batch.event(0), |name, _| names.push(name.to_owned()));
+        assert_eq!(names, ["ce_specversion", "ce_id", "ce_source", "ce_type", "ce_datacontenttype"]);
+    }
+
+    #[test]
+    fn http_percent_encodes_values() {
+        let event =
+            Event { id: "Euro € 😀".into(), source: "/s".into(), kind: "100%\"".into(), ..Event::default() };
+        let batch: Batch = [&event].into_iter().collect();
+        let mut headers = Vec::new();
+        encode(HTTP, batch.event(0), |name, value| {
+            headers.push((name.to_owned(), String::from_utf8(value.to_vec()).unwrap()));
+        });
+        let own = |pairs: [(&str, &str); 4]| pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let id = "Euro%20%E2%82%AC%20%F0%9F%98%80";
+        let expected = own([("ce-specversion", "1.0"), ("ce-id", id), ("ce-source", "/s"), ("ce-type", "100%25%22")]);
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn http_values_may_be_quoted_or_half_encoded() {
+        let decoded = |value| percent_decoded("x", value).map(Cow::into_owned);
+        assert_eq!(decoded(r#""a \"b\" \\ %20""#).unwrap(), "a \"b\" \\  ");
+        assert_eq!(decoded("100% %4a %e2%82%ac").unwrap(), "100% J €");
+        assert_eq!(decoded("%C0%A0").unwrap_err().to_string(), "`x` is not UTF-8");
+        let upper = [("CE-SpecVersion", "1.0"), ("Ce-Id", "1"), ("ce-source", "/"), ("ce-TYPE", "t")];
+        assert_eq!(request(&upper, b"").unwrap().kind, "t");
+    }
+
+    #[test]
+    fn errors_name_the_header() {
+        let refused =
+            |headers: Headers<'_>, value: &str| record(headers, None, value.as_bytes()).unwrap_err().to_string();
+        assert_eq!(refused(&WHOLE[..3], "{}"), "`ce_type` is missing");
+        assert_eq!(refused(&[&WHOLE[..], &WHOLE[1..2]].concat(), ""), "`id` is there twice");
+        assert_eq!(
+            refused(&[&WHOLE[1..], &[("ce_specversion", "2")]].concat(), ""),
+            "`ce_specversion` is `2`, not `1.0`"
+        );
+        assert!(refused(&[&WHOLE[..], &[("ce_a-b", "")]].concat(), "").starts_with("`a-b` is no name"));
+        assert!(refused(&[], "hello").starts_with("`the body` is not a JSON object: "));
+        assert_eq!(refused(&[], "{}"), "neither the headers nor the body name an event's type");
+        assert_eq!(request(&[], b"{}").unwrap_err().to_string(), "`ce-id` is missing");
+    }
+
+    #[test]
+    fn a_body_may_be_an_event_of_the_platform() {
+        let event = record(&[], Some(b"m"), br#"{"event":"model-ready","source":"helox","model_name":"m"}"#).unwrap();
+        assert_eq!(
+            (event.id.as_str(), event.kind.as_str(), event.source.as_str()),
+            ("flights/3/17", "model-ready", "helox")
+        );
+        assert_eq!(event.partition_key.as_deref(), Some("m"));
+    }
 }

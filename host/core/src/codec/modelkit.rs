@@ -134,11 +134,10 @@ pub(super) fn decode_entry(
     now: Timestamp,
     into: &mut Batch,
 ) -> Result<Decoded, DecodeError> {
-    let mut names = HashSet::with_capacity(fields.len());
-    if let Some((name, _)) = fields.iter().find(|(name, _)| !names.insert(*name)) {
+    if let Some(name) = first_repeated(fields.iter().map(|(name, _)| *name)) {
         return Err(DecodeError::twice(&String::from_utf8_lossy(name)));
     }
-    let has = |name: &[u8]| names.contains(name);
+    let has = |name: &[u8]| fields.iter().any(|(known, _)| *known == name);
     if has(b"event") {
         decode_fields(fields, origin, into)?;
     } else if has(b"event_type") {
@@ -149,6 +148,20 @@ pub(super) fn decode_entry(
         return Err(unknown(fields));
     }
     Ok(Decoded::Event)
+}
+
+/// The first name that was there before. Few names are compared with each other, many are hashed.
+fn first_repeated<'n, N: Iterator<Item = &'n [u8]> + ExactSizeIterator + Clone>(mut names: N) -> Option<&'n [u8]> {
+    const FEW: usize = 24;
+    if names.len() <= FEW {
+        let all = names.clone();
+        return names
+            .enumerate()
+            .find(|(at, name)| all.clone().take(*at).any(|earlier| earlier == *name))
+            .map(|(_, name)| name);
+    }
+    let mut seen = HashSet::with_capacity(names.len());
+    names.find(|name| !seen.insert(*name))
 }
 
 fn unknown(fields: &Fields<'_>) -> DecodeError {
@@ -166,7 +179,7 @@ fn unknown(fields: &Fields<'_>) -> DecodeError {
 /// Appends the event in a body that came without any attributes beside it.
 pub(super) fn decode_body(
     json: &[u8],
-    key: Option<Cow<'_, str>>,
+    key: Option<&str>,
     origin: &Origin<'_>,
     into: &mut Batch,
 ) -> Result<(), DecodeError> {
@@ -300,7 +313,8 @@ fn is_number(value: &[u8]) -> bool {
 
 /// The text of a JSON object or array.
 fn nested_json(value: &[u8]) -> Option<&str> {
-    raw(value).filter(|raw| raw.starts_with(['{', '[']))
+    let first = value.iter().find(|byte| !byte.is_ascii_whitespace());
+    if matches!(first, Some(b'{' | b'[')) { raw(value) } else { None }
 }
 
 /// One JSON value without the space around it.
@@ -419,7 +433,7 @@ impl<'a> Body<'a> {
     fn push(
         self,
         json: &[u8],
-        key: Option<Cow<'_, str>>,
+        key: Option<&str>,
         extensions: Extensions<'a>,
         origin: &Origin<'_>,
         into: &mut Batch,
@@ -429,8 +443,8 @@ impl<'a> Body<'a> {
             for (name, value) in &extensions.pairs {
                 event.extensions().add(Cow::Borrowed(name), Cow::Borrowed(value))?;
             }
-            if let Some(key) = &key {
-                event.default_partition_key(Cow::Borrowed(key));
+            if let Some(key) = key {
+                event.default_partition_key(key);
             }
             return event.push(into);
         }
@@ -441,7 +455,7 @@ impl<'a> Body<'a> {
             }
         }
         let kind = self.event.as_deref().unwrap_or(origin.topic.as_str());
-        lifted.push(kind, key.as_deref(), json, origin, into)
+        lifted.push(kind, key, json, origin, into)
     }
 }
 
@@ -498,10 +512,7 @@ pub(super) fn encode_fields(event: EventRef<'_>, mut emit: impl FnMut(&[u8], &[u
     for (name, value) in members {
         let value = match own.iter().find(|(known, _)| known == name) {
             Some((_, own)) => Cow::Borrowed(own.as_ref()),
-            None => match serde_json::from_str(value.get()) {
-                Ok(Text(text)) => text,
-                Err(_) => Cow::Borrowed(value.get()),
-            },
+            None => scalar_text(value).unwrap_or(Cow::Borrowed(value.get())),
         };
         emit(name.as_bytes(), value.as_bytes());
     }
@@ -515,9 +526,9 @@ fn members_as_fields(event: EventRef<'_>) -> Option<MemberList<'_>> {
         return None;
     }
     let Members(members) = serde_json::from_slice(event.data()).ok()?;
-    let mut names = HashSet::with_capacity(members.len());
-    let distinct = members.iter().all(|(name, _)| names.insert(name.as_ref()) && !redis::is_marker(name.as_bytes()));
-    distinct.then_some(members)
+    let names = members.iter().map(|(name, _)| name.as_bytes());
+    let fit = first_repeated(names.clone()).is_none() && !names.clone().any(redis::is_marker);
+    fit.then_some(members)
 }
 
 /// The fields that come from attributes. `written` is the time as data has it.
@@ -541,4 +552,245 @@ fn own_fields<'e>(event: EventRef<'e>, written: Option<&'e RawValue>) -> Vec<(&'
 /// Whether an id is one that [`Origin::default_id`] gives to entries of Redis.
 fn is_made_from_place(id: &str) -> bool {
     id.rsplit_once('/').is_some_and(|(_, offset)| matches!(offset.parse(), Ok(Offset::Entry { .. })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{OwnedFields, borrowed, fields_of};
+    use super::*;
+    use crate::event::Event;
+    use crate::spec::Encoding;
+
+    const NOW: &str = "2026-01-01T00:01:00Z";
+
+    fn owned(fields: &[(&str, &str)]) -> OwnedFields {
+        fields.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
+    }
+
+    /// Decodes an entry of `training-jobs`, added half a minute before now.
+    fn decoded(fields: &[(&str, &str)]) -> Result<Option<Event>, DecodeError> {
+        let topic = "training-jobs".parse().unwrap();
+        let origin = Origin { topic: &topic, partition: 0, offset: Offset::Entry { ms: 1_767_225_630_000, seq: 0 } };
+        let mut batch = Batch::default();
+        match redis::decode(&borrowed(&owned(fields)), &origin, NOW.parse().unwrap(), &mut batch)? {
+            Decoded::Event => Ok(Some(batch.event(0).to_event())),
+            Decoded::Expired => Ok(None),
+        }
+    }
+
+    fn event(fields: &[(&str, &str)]) -> Event {
+        decoded(fields).unwrap().unwrap()
+    }
+
+    fn refused(fields: &[(&str, &str)]) -> String {
+        decoded(fields).unwrap_err().to_string()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    const READY: [(&str, &str); 8] = [
+        ("event", "model-ready"),
+        ("timestamp", "2026-01-01T00:00:00Z"),
+        ("source", "helox"),
+        ("model_name", "m"),
+        ("version", "1.2.0"),
+        ("registry_path", "s3://models/m"),
+        ("metadata", r#"{"framework":"torch"}"#),
+        ("accuracy", "0.93"),
+    ];
+
+    const READY_DATA: &str = concat!(
+        r#"{"event":"model-ready","timestamp":"2026-01-01T00:00:00Z","source":"helox","model_name":"m","#,
+        r#""version":"1.2.0","registry_path":"s3://models/m","metadata":{"framework":"torch"},"accuracy":0.93}"#
+    );
+
+    fn ready() -> Event {
+        Event {
+            id: "training-jobs/1767225630000-0".into(),
+            source: "helox".into(),
+            kind: "model-ready".into(),
+            time: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            content_type: Some("application/json".into()),
+            data: READY_DATA.into(),
+            ..Event::default()
+        }
+    }
+
+    #[test]
+    fn flat_fields_are_an_event() {
+        assert_eq!(event(&READY), ready());
+        let correlated = event(&[&READY[..], &[("correlation_id", "c-1"), ("event_id", "e-1")]].concat());
+        assert_eq!(correlated.id, "e-1");
+        assert_eq!(correlated.attributes, pairs(&[("correlationid", "c-1")]));
+        assert!(correlated.data.ends_with(br#","correlation_id":"c-1","event_id":"e-1"}"#));
+    }
+
+    #[test]
+    fn flat_fields_go_out_as_they_came() {
+        let batch: Batch = [&ready()].into_iter().collect();
+        assert_eq!(fields_of(batch.event(0), Encoding::Fields), owned(&READY));
+    }
+
+    #[test]
+    fn fields_have_the_types_of_their_schema() {
+        let data = |fields: &[(&str, &str)]| String::from_utf8(event(fields).data).unwrap();
+        let inference =
+            [("event", "inference-complete"), ("version", "2"), ("latency_ms", "1e-05"), ("success", "True")];
+        assert_eq!(
+            data(&inference),
+            r#"{"event":"inference-complete","version":"2","latency_ms":1e-05,"success":true}"#
+        );
+        let odd = [("event", "inference-complete"), ("cost", "NaN"), ("tokens_used", "null"), ("user_id", "null")];
+        assert_eq!(data(&odd), r#"{"event":"inference-complete","cost":"NaN","tokens_used":null,"user_id":"null"}"#);
+        let decision = [("event", "agi-decision"), ("action", "{\n \"a\": 1\n}"), ("reasoning", "[1]")];
+        assert_eq!(data(&decision), r#"{"event":"agi-decision","action":{"a": 1},"reasoning":"[1]"}"#);
+        let platform = [("event", "task-created"), ("action", "{}"), ("data", "not an object"), ("extra", "[1]")];
+        assert_eq!(data(&platform), r#"{"event":"task-created","action":"{}","data":"not an object","extra":[1]}"#);
+        assert_eq!(data(&[("event", "new"), ("n", "1"), ("o", "{oops")]), r#"{"event":"new","n":"1","o":"{oops"}"#);
+    }
+
+    #[test]
+    fn the_older_variant_has_no_source() {
+        let legacy = event(&[("event", "inference"), ("timestamp", "2026-01-01T00:00:00.25"), ("latency_ms", "7")]);
+        assert_eq!((legacy.source.as_str(), legacy.kind.as_str()), ("training-jobs", "inference"));
+        assert_eq!(legacy.time, Some("2026-01-01T00:00:00.25Z".parse().unwrap()));
+        assert!(legacy.data.ends_with(br#""latency_ms":7}"#));
+        let undated = event(&[("event", "training-started"), ("timestamp", "soon")]);
+        assert_eq!(undated.time, Some("2026-01-01T00:00:30Z".parse().unwrap()));
+        assert!(undated.data.ends_with(br#""timestamp":"soon"}"#));
+    }
+
+    const ENVELOPE: [(&str, &str); 6] = [
+        ("event_type", "document.vectorize"),
+        ("sender", "sidecar"),
+        ("recipient", "cyrex"),
+        ("payload", r#"{"doc": 1}"#),
+        ("timestamp", "2026-01-01T00:00:00.123456789Z"),
+        ("ttl_sec", "60"),
+    ];
+
+    #[test]
+    fn an_envelope_is_an_event() {
+        let expected = Event {
+            id: "training-jobs/1767225630000-0".into(),
+            source: "sidecar".into(),
+            kind: "document.vectorize".into(),
+            subject: Some("cyrex".into()),
+            time: Some("2026-01-01T00:00:00.123456Z".parse().unwrap()),
+            content_type: Some("application/json".into()),
+            attributes: pairs(&[("priority", "normal"), ("ttlsec", "60")]),
+            data: br#"{"doc": 1}"#.to_vec(),
+            ..Event::default()
+        };
+        assert_eq!(event(&ENVELOPE), expected);
+        let more =
+            event(&[&ENVELOPE[..], &[("priority", "high"), ("id", "e-1"), ("Trace_ID", "t"), ("data", "d")]].concat());
+        assert_eq!(more.id, "e-1");
+        assert_eq!(more.attributes, pairs(&[("traceid", "t"), ("xdata", "d"), ("priority", "high"), ("ttlsec", "60")]));
+    }
+
+    #[test]
+    fn an_envelope_expires() {
+        let with = |timestamp, ttl| {
+            let fields: Vec<_> =
+                ENVELOPE[..4].iter().copied().chain([("timestamp", timestamp), ("ttl_sec", ttl)]).collect();
+            decoded(&fields).map(|event| event.is_some())
+        };
+        assert_eq!(with("2026-01-01T00:00:00Z", "60"), Ok(true));
+        assert_eq!(with("2025-12-31T23:59:59.999999Z", "60"), Ok(false));
+        assert_eq!(with("", "29"), Ok(false));
+        assert_eq!(with("", "30"), Ok(true));
+        assert_eq!(with("2020-01-01T00:00:00Z", "0"), Ok(true));
+        assert_eq!(with("2020-01-01T00:00:00Z", "18446744073709551615"), Ok(true));
+        assert_eq!(with("noon", "1").unwrap_err().to_string(), "`timestamp` is not an ISO 8601 time");
+        assert_eq!(with("", "soon").unwrap_err().to_string(), "`ttl_sec` is not a whole number of seconds");
+    }
+
+    #[test]
+    fn a_payload_is_an_event() {
+        let event_of = |payload| event(&[("payload", payload)]);
+        let in_payload = event_of(READY_DATA);
+        assert_eq!(in_payload, ready());
+        let job = event_of(r#"{"source":"s3","epochs":3}"#);
+        assert_eq!((job.kind.as_str(), job.source.as_str()), ("training-jobs", "training-jobs"));
+        assert_eq!(job.time, Some("2026-01-01T00:00:30Z".parse().unwrap()));
+        assert_eq!(job.data, br#"{"source":"s3","epochs":3}"#);
+        let structured = event_of(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{}}"#);
+        assert_eq!((structured.id.as_str(), structured.data.as_slice()), ("1", &b"{}"[..]));
+        assert!(refused(&[("payload", "[]")]).starts_with("`payload` is not a JSON object: "));
+        assert_eq!(refused(&[("payload", r#"{"event":"a","source":"b","source":"c"}"#)]), "`source` is there twice");
+    }
+
+    #[test]
+    fn dead_letters_of_other_tools_are_read() {
+        let beside = [("dlq_original_stream", "model-events"), ("dlq_retry_count", "3")];
+        let attributes = pairs(&[("dlqoriginalstream", "model-events"), ("dlqretrycount", "3")]);
+        let expected = Event { attributes, ..ready() };
+        assert_eq!(event(&[&READY[..], &beside].concat()), expected);
+        assert_eq!(event(&[&beside[..], &[("payload", READY_DATA)]].concat()), expected);
+
+        let wrapped = event(&[
+            ("original_stream", "model-events"),
+            ("event_data", READY_DATA),
+            ("error_message", "out of memory"),
+            ("can_retry", "true"),
+        ]);
+        let attributes = [("originalstream", "model-events"), ("errormessage", "out of memory"), ("canretry", "true")];
+        assert_eq!(wrapped, Event { attributes: pairs(&attributes), ..ready() });
+    }
+
+    #[test]
+    fn any_event_goes_out_in_fields() {
+        let fields = |event: &Event| {
+            let batch: Batch = [event].into_iter().collect();
+            fields_of(batch.event(0), Encoding::Fields)
+        };
+        let flight = Event {
+            id: "UA1545".into(),
+            source: "/airports/EWR".into(),
+            kind: "flight.departed".into(),
+            time: Some("2013-01-01T05:15:00Z".parse().unwrap()),
+            attributes: pairs(&[("correlationid", "c"), ("gate", "C70")]),
+            data: br#"{"delay":2,"origin":"E\u0057R","event":"lost","via":[1, null]}"#.to_vec(),
+            ..Event::default()
+        };
+        let own = [
+            ("timestamp", "2013-01-01T05:15:00Z"),
+            ("source", "/airports/EWR"),
+            ("correlation_id", "c"),
+            ("event_id", "UA1545"),
+        ];
+        let members = [("delay", "2"), ("origin", "EWR"), ("event", "flight.departed"), ("via", "[1, null]")];
+        assert_eq!(fields(&flight), owned(&[&own[..], &members].concat()));
+        let payload = |content_type: Option<&str>, data: &str| {
+            let flight = Event { content_type: content_type.map(str::to_owned), data: data.into(), ..flight.clone() };
+            let expected = [&[("event", "flight.departed")], &own[..], &[("payload", data)]].concat();
+            assert_eq!(fields(&flight), owned(&expected));
+        };
+        payload(None, "[1]");
+        payload(None, r#"{"a":1,"a":2}"#);
+        payload(None, r#"{"ce_id":"1"}"#);
+        payload(Some("text/plain"), "{}");
+    }
+
+    #[test]
+    fn fields_that_are_no_event_are_refused() {
+        assert_eq!(refused(&[("event", "")]), "`event` is empty");
+        assert_eq!(refused(&[("event_type", "")]), "`event_type` is empty");
+        assert_eq!(refused(&[("event", "a"), ("x", "1"), ("x", "2")]), "`x` is there twice");
+    }
+
+    #[test]
+    fn schemas_know_their_fields() {
+        assert_eq!(field_type("model-ready", "accuracy"), Some(FieldType::Number));
+        assert_eq!(field_type("pressure.event", "page"), Some(FieldType::Integer));
+        assert_eq!(field_type("artifact.invalidation", "cascade"), Some(FieldType::Boolean));
+        assert_eq!(field_type("task-created", "action"), Some(FieldType::String));
+        assert_eq!(field_type("agi-action", "action"), Some(FieldType::Object));
+        assert_eq!(field_type("error", "source"), Some(FieldType::String));
+        assert_eq!(field_type("error", "accuracy"), None);
+        assert_eq!(field_type("unheard-of", "source"), None);
+    }
 }

@@ -224,3 +224,102 @@ fn encode_binary(event: EventRef<'_>, mut emit: impl FnMut(&[u8], &[u8])) {
         emit(b"data", data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::topic::{Offset, TopicName};
+
+    fn read(topic: &TopicName, fields: &[(&str, &str)]) -> Result<Event, DecodeError> {
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        let origin = Origin { topic, partition: 0, offset: Offset::Entry { ms: 1_526_919_030_474, seq: 55 } };
+        let mut batch = Batch::default();
+        decode(&fields, &origin, Timestamp::from_micros(0), &mut batch)?;
+        Ok(batch.event(0).to_event())
+    }
+
+    fn entry(fields: &[(&str, &str)]) -> Result<Event, DecodeError> {
+        read(&"model-events".parse().unwrap(), fields)
+    }
+
+    const WHOLE: [(&str, &str); 4] =
+        [("ce_specversion", "1.0"), ("ce_id", "1"), ("ce_source", "helox"), ("ce_type", "model-ready")];
+
+    #[test]
+    fn fields_of_an_event_in_order() {
+        let event = Event {
+            id: "1".into(),
+            source: "helox".into(),
+            kind: "model-ready".into(),
+            subject: Some("m".into()),
+            time: Some("2026-01-01T00:00:00.000001Z".parse().unwrap()),
+            partition_key: Some("k".into()),
+            content_type: Some("application/json".into()),
+            attributes: vec![("traceparent".into(), "00-1".into()), ("Not A Name".into(), "x".into())],
+            data: b"{}".to_vec(),
+        };
+        let batch: Batch = [&event].into_iter().collect();
+        let mut fields = String::new();
+        encode(batch.event(0), Encoding::CloudEvents, |name, value| {
+            fields += &format!("{}={} ", String::from_utf8_lossy(name), String::from_utf8_lossy(value));
+        });
+        let expected = "ce_specversion=1.0 ce_id=1 ce_source=helox ce_type=model-ready \
+                        ce_time=2026-01-01T00:00:00.000001Z ce_subject=m ce_partitionkey=k \
+                        content-type=application/json ce_traceparent=00-1 data={} ";
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn an_entry_without_an_id_is_named_after_its_place() {
+        let event = entry(&WHOLE[2..]).unwrap();
+        assert_eq!(event.id, "model-events/1526919030474-55");
+        assert_eq!((event.time, event.content_type, event.data.len()), (None, None, 0));
+    }
+
+    #[test]
+    fn fields_that_others_added_become_attributes() {
+        let added = [("dlq_reason", "timeout"), ("dlq_retry_count", "3"), ("Source", "x"), ("ce_x", "")];
+        let event = entry(&[&WHOLE[..], &added].concat()).unwrap();
+        let expected = [("dlqreason", "timeout"), ("dlqretrycount", "3"), ("xsource", "x"), ("x", "")];
+        assert_eq!(event.attributes, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn a_structured_event_may_lie_in_data() {
+        let json = r#"{"specversion":"1.0","id":"2","source":"/s","type":"t","x":"1"}"#;
+        let content_type = ("content-type", "application/cloudevents+json");
+        let event = entry(&[content_type, ("data", json), ("dlq_reason", "timeout")]).unwrap();
+        assert_eq!((event.id.as_str(), event.attribute("dlqreason")), ("2", Some("timeout")));
+        let refused = |fields: &[(&str, &str)]| entry(fields).unwrap_err().to_string();
+        assert_eq!(refused(&[content_type]), "`data` is missing");
+        assert_eq!(refused(&[content_type, ("data", json), ("data", json)]), "`data` is there twice");
+        assert_eq!(refused(&[content_type, ("data", json), ("x", "2")]), "`x` is there twice");
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let refused = |fields: &[(&str, &str)]| entry(fields).unwrap_err().to_string();
+        let with = |field| refused(&[&WHOLE[..], &[field]].concat());
+        assert_eq!(refused(&WHOLE[..2]), "`ce_source` is missing");
+        assert_eq!(refused(&WHOLE[..3]), "`ce_type` is missing");
+        assert_eq!(refused(&[("ce_type", ""), ("ce_source", "s")]), "`ce_type` is empty");
+        assert_eq!(with(("ce_id", "2")), "`ce_id` is there twice");
+        assert_eq!(with(("ce_time", "noon")), "`ce_time`: `noon` is not an RFC 3339 time such as 2026-01-31T12:00:00Z");
+        assert!(with(("ce_UP", "")).starts_with("`UP` is no name of an extension attribute"));
+        assert_eq!(with(("__", "")), "`__` has no letter that an attribute's name could keep");
+        assert_eq!(refused(&[("ce_specversion", "0.3")]), "`ce_specversion` is `0.3`, not `1.0`");
+        assert_eq!(refused(&[]), "the entry has no fields");
+        assert_eq!(refused(&[("a", "1"), ("ce_loss", "2")]), "no encoding of events has the fields `a`, `ce_loss`");
+        let many: Vec<_> = ["a", "b", "c", "d", "e", "f", "g", "h", "i"].map(|name| (name, "")).to_vec();
+        assert!(refused(&many).ends_with("`g`, `h` and 1 more"));
+    }
+
+    #[test]
+    fn raw_entries_keep_everything() {
+        let fields: &Fields<'_> = &[(b"b", b"\"1\""), (b"a", b"\xff"), (b"\xff", b""), (b"a", b"{}")];
+        let expected = r#"{"b":"\"1\"","a":{"base64":"/w=="},"base64:/w==":"","a":"{}"}"#;
+        assert_eq!(String::from_utf8(raw_entry(fields)).unwrap(), expected);
+        assert_eq!(raw_entry(&[]), b"{}");
+    }
+}

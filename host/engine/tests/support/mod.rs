@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use synapse_brokers::memory::MemoryBroker;
-use synapse_core::broker::{BatchLimit, Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, Reading, TopicInfo};
+use synapse_core::broker::{
+    BatchLimit, Boundary, BrokerErrorKind, Brokers, LaneKey, LaneSpec, OpenLane, Reading, TopicInfo,
+};
 use synapse_core::event::EventRef;
 use synapse_core::spec::*;
 use synapse_core::stage::*;
@@ -19,7 +21,7 @@ use synapse_core::{
     Batch, Broker, BrokerError, BrokerName, Committer, Effects, Event, Offset, Output, Source, SourceBatch, Timestamp,
     TopicName,
 };
-use synapse_engine::{Applied, Engine, Handle, Metrics, Options, PipelineStatus};
+use synapse_engine::{Applied, Engine, Handle, Metrics, Options, PipelineStatus, Wish};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,8 +122,7 @@ impl Bench {
         let plugins = Arc::new(NativePlugins::default());
         let broker: Arc<dyn Broker> = Arc::clone(&watched) as _;
         let (engine, handle) = Engine::new(Options {
-            brokers: BTreeMap::from([(local(), broker)]),
-            topics: BTreeMap::new(),
+            brokers: Brokers::from_iter([broker]),
             plugins: Arc::clone(&plugins) as _,
             default_broker: local(),
             guests: tokio::runtime::Handle::current(),
@@ -133,7 +134,7 @@ impl Bench {
     }
 
     pub(crate) async fn apply(&self, specs: impl IntoIterator<Item = PipelineSpec>) -> Applied {
-        self.handle.apply(specs.into_iter().collect()).await.unwrap()
+        self.handle.apply(Wish { pipelines: specs.into_iter().collect(), ..Wish::default() }).await.unwrap()
     }
 
     pub(crate) async fn drain(self) -> MemoryBroker {

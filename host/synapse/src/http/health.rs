@@ -48,13 +48,16 @@ pub(super) async fn ready(State(host): State<Host>) -> Response {
 /// Asks every broker for something small.
 async fn brokers_away(host: &Host) -> Vec<String> {
     let any: TopicName = "_synapse".parse().expect("a constant name is valid");
-    let asked = host.api.0.brokers.iter().map(|(name, broker)| {
+    let asked = host.api.0.brokers.all().into_iter().map(|broker| {
         let any = &any;
         async move {
             match timeout(BROKER_WAIT, broker.topic(any)).await {
                 Ok(Ok(_)) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("broker `{name}`: no answer within {} s", BROKER_WAIT.as_secs())),
+                Err(_) => {
+                    let seconds = BROKER_WAIT.as_secs();
+                    Some(format!("broker `{}`: no answer within {seconds} s", broker.name()))
+                }
             }
         }
     });

@@ -4,7 +4,6 @@
 //! by the events' own times as far as the order within each partition allows; an event without a time comes at once.
 //! Memory is bounded by one poll of each partition and, for a page, by the page.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -109,7 +108,7 @@ pub(super) async fn events(
 ) -> Result<Response, Problem> {
     let (path, broker, info) = host.existing(&name, wanted.broker.as_deref()).await?;
     if accepts(&headers, &["text/event-stream"]) {
-        return live::stream(&host, path, Arc::clone(broker), &info, &wanted, &headers).await;
+        return live::stream(&host, path, broker, &info, &wanted, &headers).await;
     }
     let lines = accepts(&headers, &["application/x-ndjson", "application/ndjson", "application/jsonl"]);
     let from = wanted.from()?.unwrap_or_else(|| Cursor::new(Bound::Earliest));

@@ -32,8 +32,8 @@ pub(super) async fn list(
         let topics = broker.topics().await?.iter().map(|info| topic(&host, name, info)).collect();
         return Ok(Json(view::Topics { topics, unavailable: Vec::new() }));
     }
-    let brokers = &host.api.0.brokers;
-    let answers = join_all(brokers.iter().map(|(name, broker)| async move { (name, broker.topics().await) })).await;
+    let brokers = host.api.0.brokers.all();
+    let answers = join_all(brokers.iter().map(|broker| async move { (broker.name(), broker.topics().await) })).await;
     let mut all = view::Topics { topics: Vec::new(), unavailable: Vec::new() };
     for (name, answer) in answers {
         match answer {
@@ -58,7 +58,7 @@ pub(super) async fn show(
 
 fn topic(host: &Host, broker: &BrokerName, info: &TopicInfo) -> view::Topic {
     let path = TopicPath { broker: broker.clone(), topic: info.name.clone() };
-    let retention = host.api.0.topics.get(&path).map(|spec| view::Retention {
+    let retention = host.api.0.topics.borrow().get(&path).map(|spec| view::Retention {
         age_seconds: spec.retention.age.map(|age| age.as_secs()),
         bytes: spec.retention.bytes,
         events: spec.retention.events,

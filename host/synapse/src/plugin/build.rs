@@ -94,15 +94,11 @@ pub enum Error {
         /// The crate.
         dir: PathBuf,
     },
-    /// A workspace root, or several packages.
-    #[error(
-        "{} is a workspace of several plugins ({names}): name the folder of one", .dir.display()
-    )]
-    SeveralModules {
+    /// A workspace root.
+    #[error("{} is a workspace, not a plugin: name the folder of one of its crates", .dir.display())]
+    Workspace {
         /// The directory.
         dir: PathBuf,
-        /// What it would build.
-        names: String,
     },
     /// What was built is not a plugin.
     #[error("{} compiles, but is not a plugin: {source}", .dir.display())]
@@ -131,7 +127,7 @@ pub enum Error {
 /// The build is Cargo's `release` profile with what keeps a plugin small: one codegen unit, link-time optimisation, no
 /// symbols, and panics that trap. `opt-level` stays the crate's own. `RUSTFLAGS` is meant for the host and is not
 /// passed on; flags for plugins go into the crate's `.cargo/config.toml` or `CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS`.
-/// The shadow stack has 128 KiB unless one of these places sets `stack-size`.
+/// The shadow stack has 128 KiB unless one of these places sets `stack-size`, and SIMD is on unless one names `simd128`.
 ///
 /// # Errors
 /// When the crate does not compile, builds no module or something else than a plugin, and when the file cannot be
@@ -142,8 +138,12 @@ pub fn build_crate(manifest_dir: &Path, options: &BuildOptions) -> Result<BuiltP
         path: manifest_dir.to_owned(),
         source,
     })?;
-    if !dir.join("Cargo.toml").is_file() {
+    let Ok(manifest) = std::fs::read_to_string(dir.join("Cargo.toml")) else {
         return Err(Error::NoManifest { dir });
+    };
+    // A manifest that does not parse is left to Cargo, which says where.
+    if toml::from_str::<toml::Table>(&manifest).is_ok_and(|manifest| !manifest.contains_key("package")) {
+        return Err(Error::Workspace { dir });
     }
     let module_path = run_cargo(&dir, options)?;
     let module = std::fs::read(&module_path).map_err(|source| Error::Io {
@@ -197,10 +197,9 @@ fn cargo_command(cargo: &OsString, dir: &Path, options: &BuildOptions) -> Comman
     for setting in ["codegen-units=1", "debug=false", "lto=true", "panic=\"abort\"", "strip=\"symbols\""] {
         command.arg("--config").arg(format!("profile.release.{setting}"));
     }
-    if !sets_stack_size(dir) {
-        command
-            .arg("--config")
-            .arg(format!("target.{TARGET}.rustflags=[\"-Clink-arg=-zstack-size={SHADOW_STACK_BYTES}\"]"));
+    let flags = rustflags(&flags_of_crate(dir));
+    if !flags.is_empty() {
+        command.arg("--config").arg(format!("target.{TARGET}.rustflags={flags:?}"));
     }
     if let Some(target_dir) = &options.target_dir {
         command.arg("--target-dir").arg(target_dir);
@@ -222,15 +221,24 @@ fn cargo_command(cargo: &OsString, dir: &Path, options: &BuildOptions) -> Comman
     command
 }
 
-/// Whether the crate's own Cargo configuration, or the environment's, has a stack size.
-fn sets_stack_size(dir: &Path) -> bool {
-    let says_so = |text: &str| text.contains("stack-size");
-    std::env::var("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS").is_ok_and(|flags| says_so(&flags))
-        || dir
-            .ancestors()
-            .flat_map(|dir| [".cargo/config.toml", ".cargo/config"].map(|name| dir.join(name)))
-            .filter_map(|path| std::fs::read_to_string(path).ok())
-            .any(|text| says_so(&text))
+/// The flags to add to those that are set already.
+fn rustflags(set: &str) -> Vec<String> {
+    let mut flags = Vec::new();
+    if !set.contains("stack-size") {
+        flags.push(format!("-Clink-arg=-zstack-size={SHADOW_STACK_BYTES}"));
+    }
+    // Every host has fixed-width SIMD, and searching in bytes is several times faster with it.
+    if !set.contains("simd128") {
+        flags.push("-Ctarget-feature=+simd128".to_owned());
+    }
+    flags
+}
+
+/// The text in which the crate may have set flags of its own: what Cargo reads them from.
+fn flags_of_crate(dir: &Path) -> String {
+    let files = dir.ancestors().flat_map(|dir| [".cargo/config.toml", ".cargo/config"].map(|name| dir.join(name)));
+    let texts = files.filter_map(|path| std::fs::read_to_string(path).ok());
+    texts.chain(std::env::var("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS")).collect()
 }
 
 /// Whether the toolchain of `dir` has the target's standard library. When it cannot be asked: yes, so that Cargo's own
@@ -257,34 +265,22 @@ struct Message {
 
 #[derive(Deserialize)]
 struct Target {
-    name: String,
     kind: Vec<String>,
 }
 
 fn one_module(dir: &Path, messages: &str) -> Result<PathBuf, Error> {
-    let inside = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
-    let mut modules: Vec<(String, PathBuf)> = messages
+    let manifest = dir.join("Cargo.toml");
+    // Cargo may have followed symbolic links to the crate.
+    let real = std::fs::canonicalize(&manifest).unwrap_or_else(|_| manifest.clone());
+    messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
         .filter(|message| message.reason == "compiler-artifact")
-        .filter(|message| message.manifest_path.starts_with(dir) || message.manifest_path.starts_with(&inside))
-        .filter_map(|message| {
-            let target = message.target.filter(|target| target.kind.iter().any(|kind| kind == "cdylib"))?;
-            let module = message
-                .filenames
-                .into_iter()
-                .find(|file| file.extension().is_some_and(|extension| extension == "wasm"))?;
-            Some((target.name, module))
-        })
-        .collect();
-    match modules.len() {
-        1 => Ok(modules.remove(0).1),
-        0 => Err(Error::NoModule { dir: dir.to_owned() }),
-        _ => Err(Error::SeveralModules {
-            dir: dir.to_owned(),
-            names: modules.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", "),
-        }),
-    }
+        .filter(|message| message.manifest_path == manifest || message.manifest_path == real)
+        .filter(|message| message.target.as_ref().is_some_and(|target| target.kind.iter().any(|kind| kind == "cdylib")))
+        .flat_map(|message| message.filenames)
+        .find(|file| file.extension().is_some_and(|extension| extension == "wasm"))
+        .ok_or_else(|| Error::NoModule { dir: dir.to_owned() })
 }
 
 /// Writes beside the file and renames, so that a reader sees the old bytes or the new ones.
@@ -304,16 +300,88 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     written.map_err(failed)
 }
 
-/// A compiler's output below a sentence, or nothing.
+/// A compiler's output below a sentence, or where to find it.
 fn indented(output: &str) -> String {
+    const LINES_MAX: usize = 200;
     let output = output.trim_end();
     if output.is_empty() {
         return "; the errors are above".to_owned();
     }
     let mut text = String::from(":");
-    for line in output.lines() {
+    for line in output.lines().take(LINES_MAX) {
         text.push_str("\n  ");
         text.push_str(line);
     }
-    text
+    match output.lines().count().checked_sub(LINES_MAX) {
+        Some(more @ 1..) => text + &format!("\n  … and {more} lines more"),
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_refused(manifest: Option<&str>, expected: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        if let Some(manifest) = manifest {
+            std::fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
+        }
+        let error = build_crate(dir.path(), &BuildOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn folders_that_are_no_crate_are_refused() {
+        check_refused(None, "is not a Rust crate: it has no Cargo.toml");
+        check_refused(Some("[workspace]\n"), "is a workspace, not a plugin");
+    }
+
+    #[test]
+    fn the_module_is_found_among_what_cargo_built() {
+        let line = |manifest: &str, kind: &str, file: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"{manifest}","target":{{"name":"n","kind":["{kind}"]}},"filenames":["{file}"]}}"#
+            )
+        };
+        let messages = [
+            line("/registry/serde/Cargo.toml", "lib", "/t/libserde.rlib"),
+            line("/crate/inner/Cargo.toml", "cdylib", "/t/inner.wasm"),
+            r#"{"reason":"build-script-executed","package_id":"x"}"#.to_owned(),
+            "not JSON".to_owned(),
+            line("/crate/Cargo.toml", "cdylib", "/t/it.wasm"),
+        ];
+        assert_eq!(one_module(Path::new("/crate"), &messages.join("\n")).unwrap(), Path::new("/t/it.wasm"));
+        let error = one_module(Path::new("/crate"), &messages[..4].join("\n")).unwrap_err().to_string();
+        assert!(error.contains("add `crate-type = [\"cdylib\"]` under `[lib]`"), "{error}");
+    }
+
+    #[test]
+    fn flags_of_the_crate_come_first() {
+        assert_eq!(rustflags("").len(), 2);
+        assert_eq!(rustflags("-Clink-arg=-zstack-size=65536"), ["-Ctarget-feature=+simd128"]);
+        assert_eq!(rustflags("stack-size -Ctarget-feature=-simd128"), [""; 0]);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join(".cargo")).unwrap();
+        std::fs::create_dir_all(dir.path().join("inner")).unwrap();
+        std::fs::write(dir.path().join(".cargo/config.toml"), "stack-size").unwrap();
+        assert!(flags_of_crate(&dir.path().join("inner")).contains("stack-size"));
+    }
+
+    #[test]
+    fn files_are_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/plugin.wasm");
+        replace(&path, b"old").unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn long_output_is_cut() {
+        assert_eq!(indented(""), "; the errors are above");
+        assert_eq!(indented("a\nb\n"), ":\n  a\n  b");
+        assert!(indented(&"x\n".repeat(250)).ends_with("… and 50 lines more"));
+    }
 }

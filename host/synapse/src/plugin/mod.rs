@@ -4,7 +4,9 @@
 //! wasmtime, brokers or pipelines.
 
 pub mod build;
+pub mod cases;
 pub mod component;
+pub mod new;
 
 pub use build::{BuildOptions, BuiltPlugin, build_crate};
 pub use component::{PluginShape, World, digest, inspect};

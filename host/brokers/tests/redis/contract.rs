@@ -1,0 +1,72 @@
+//! The Redis broker keeps the contract, over TCP, over a Unix socket, and over a crash of the server.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use synapse_brokers::contract::{DurableHarness, Harness};
+use synapse_brokers::redis::{RedisBroker, RedisOptions};
+use synapse_core::Broker;
+
+use crate::support::RedisServer;
+
+struct Redis {
+    server: Mutex<RedisServer>,
+    url: String,
+}
+
+impl Redis {
+    fn tcp() -> Self {
+        let server = RedisServer::start_on_tcp(&[]);
+        Self { url: server.tcp_url(), server: Mutex::new(server) }
+    }
+
+    fn unix() -> Self {
+        let server = RedisServer::start(&[]);
+        Self { url: server.unix_url(), server: Mutex::new(server) }
+    }
+
+    /// Everything acknowledged is on disk.
+    fn durable() -> Self {
+        let server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+        Self { url: server.unix_url(), server: Mutex::new(server) }
+    }
+}
+
+#[async_trait]
+impl Harness for Redis {
+    async fn broker(&self) -> Arc<dyn Broker> {
+        let options = RedisOptions { host_id: "one".to_owned(), ..RedisOptions::new(self.url.as_str()) };
+        Arc::new(RedisBroker::connect("bus".parse().unwrap(), options).await.unwrap())
+    }
+
+    /// A process that replaces one on the same host.
+    async fn peer(&self, _of: &Arc<dyn Broker>) -> Arc<dyn Broker> {
+        self.broker().await
+    }
+}
+
+#[async_trait]
+impl DurableHarness for Redis {
+    /// Worse than the process ending: the server is killed, too.
+    async fn restart(&self, broker: Arc<dyn Broker>) -> Arc<dyn Broker> {
+        drop(broker);
+        {
+            let mut server = self.server.lock().unwrap();
+            server.kill();
+            server.start_again();
+        }
+        self.broker().await
+    }
+}
+
+mod tcp {
+    synapse_brokers::keeps_contract!(super::Redis::tcp());
+}
+
+mod unix {
+    synapse_brokers::keeps_contract!(super::Redis::unix());
+}
+
+mod restarted {
+    synapse_brokers::survives_restart!(super::Redis::durable());
+}

@@ -1,0 +1,6 @@
+//! The real binary with real brokers and real components.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails says where by itself")]
+
+mod kill;
+mod swap;
