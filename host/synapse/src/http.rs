@@ -16,7 +16,7 @@ mod server;
 mod topics;
 pub mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub use self::server::serve;
 pub struct Options {
     /// Every broker of the host.
     pub brokers: Brokers,
-    /// How topics are kept, as far as that is configured.
+    /// How topics are kept, as far as that is configured now.
     pub topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>,
     /// Where a topic without a broker lies.
     pub default_broker: BrokerName,
@@ -116,8 +116,8 @@ struct Shared {
     limits: Limits,
     /// Room for bodies, in units of [`BODY_UNIT`].
     bodies: Semaphore,
-    /// Configured topics that were made sure of before something was published to them.
-    ensured: Mutex<BTreeSet<TopicPath>>,
+    /// Configured topics that were made sure of before something was published to them, and how.
+    ensured: Mutex<BTreeMap<TopicPath, TopicSpec>>,
     metrics: Metrics,
 }
 

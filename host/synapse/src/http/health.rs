@@ -54,7 +54,10 @@ async fn brokers_away(host: &Host) -> Vec<String> {
             match timeout(BROKER_WAIT, broker.topic(any)).await {
                 Ok(Ok(_)) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("broker `{}`: no answer within {} s", broker.name(), BROKER_WAIT.as_secs())),
+                Err(_) => {
+                    let seconds = BROKER_WAIT.as_secs();
+                    Some(format!("broker `{}`: no answer within {seconds} s", broker.name()))
+                }
             }
         }
     });

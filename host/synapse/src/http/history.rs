@@ -4,7 +4,6 @@
 //! by the events' own times as far as the order within each partition allows; an event without a time comes at once.
 //! Memory is bounded by one poll of each partition and, for a page, by the page.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;

@@ -130,11 +130,11 @@ impl Form {
 
 /// A configured topic is made as it is configured, not as publishing would make it.
 async fn ensure(host: &Host, path: &TopicPath, broker: &dyn Broker) -> Result<(), Problem> {
-    let Some(spec) = host.configured(path) else { return Ok(()) };
+    let Some(spec) = host.api.0.topics.borrow().get(path).cloned() else { return Ok(()) };
     let ensured = || host.api.0.ensured.lock().expect("nobody panics while holding the lock");
-    if !ensured().contains(path) {
+    if ensured().get(path) != Some(&spec) {
         broker.ensure_topic(&path.topic, &spec).await?;
-        ensured().insert(path.clone());
+        ensured().insert(path.clone(), spec);
     }
     Ok(())
 }

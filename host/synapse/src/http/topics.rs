@@ -58,7 +58,7 @@ pub(super) async fn show(
 
 fn topic(host: &Host, broker: &BrokerName, info: &TopicInfo) -> view::Topic {
     let path = TopicPath { broker: broker.clone(), topic: info.name.clone() };
-    let retention = host.configured(&path).map(|spec| view::Retention {
+    let retention = host.api.0.topics.borrow().get(&path).map(|spec| view::Retention {
         age_seconds: spec.retention.age.map(|age| age.as_secs()),
         bytes: spec.retention.bytes,
         events: spec.retention.events,

@@ -21,7 +21,7 @@ use synapse::client::Client;
 use synapse::http::{Api, Limits, Options, Phase, serve};
 use synapse_brokers::memory::MemoryBroker;
 use synapse_core::broker::{
-    BatchLimit, Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, PartitionInfo, TopicInfo,
+    BatchLimit, Boundary, BrokerErrorKind, Brokers, LaneKey, LaneSpec, OpenLane, PartitionInfo, TopicInfo,
 };
 use synapse_core::event::EventRef;
 use synapse_core::spec::*;
@@ -30,7 +30,7 @@ use synapse_core::topic::{Label, TopicPath};
 use synapse_core::{
     Batch, Broker, BrokerError, BrokerName, Event, Offset, Output, Source, SourceBatch, Timestamp, TopicName,
 };
-use synapse_engine::{Engine, Handle, Metrics, PipelineStatus};
+use synapse_engine::{Engine, Handle, Metrics, PipelineStatus, Wish};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -70,13 +70,11 @@ impl Host {
 
     pub(crate) async fn with(extras: Extras) -> Self {
         let memory = MemoryBroker::new(local());
-        let mut brokers: BTreeMap<BrokerName, Arc<dyn Broker>> = BTreeMap::new();
-        brokers.insert(local(), Arc::new(memory.clone()));
-        brokers.extend(extras.brokers.into_iter().map(|broker| (broker.name().clone(), broker)));
+        let brokers: Brokers = extras.brokers.into_iter().collect();
+        brokers.insert(Arc::new(memory.clone()));
         let registry = prometheus::Registry::new();
         let (engine, handle) = Engine::new(synapse_engine::Options {
             brokers: brokers.clone(),
-            topics: extras.topics.clone(),
             plugins: Arc::new(Plugins),
             default_broker: local(),
             guests: tokio::runtime::Handle::current(),
@@ -88,7 +86,7 @@ impl Host {
         let (phase, phase_now) = watch::channel(Phase::Serving);
         let api = Api::new(Options {
             brokers,
-            topics: extras.topics,
+            topics: watch::channel(extras.topics).1,
             default_broker: local(),
             engine: handle.clone(),
             registry,
@@ -195,7 +193,7 @@ impl Host {
 
     /// Runs pipelines and waits until the named one is as it should be.
     pub(crate) async fn apply(&self, specs: Vec<PipelineSpec>) {
-        self.handle.apply(specs).await.unwrap();
+        self.handle.apply(Wish { pipelines: specs, ..Wish::default() }).await.unwrap();
     }
 
     pub(crate) async fn pipeline_until(&self, name: &str, test: impl Fn(&PipelineStatus) -> bool) {
