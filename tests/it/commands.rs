@@ -42,7 +42,8 @@ fn a_new_plugin_of_each_kind_builds_and_passes_its_cases_at_once() {
         assert!(tested.status.success(), "{}{}", text(&tested.stdout), text(&tested.stderr));
         // A case that does not hold fails the command, and is told by its line.
         let cases = dir.path().join(&name).join("cases.ndjson");
-        let wrong = std::fs::read_to_string(&cases).unwrap() + r#"{"name": "wrong", "given": {"type": "t"}, "expect": {"reject": "never"}}"#;
+        let wrong = std::fs::read_to_string(&cases).unwrap()
+            + r#"{"name": "wrong", "given": {"type": "t"}, "expect": {"reject": "never"}}"#;
         std::fs::write(cases, wrong).unwrap();
         let tested = run(dir.path(), &["plugin", "test", &name, "p.wasm"]);
         assert_eq!(tested.status.code(), Some(1), "{}", text(&tested.stdout));
@@ -53,14 +54,18 @@ fn a_new_plugin_of_each_kind_builds_and_passes_its_cases_at_once() {
 #[test]
 fn wrong_usage_and_wrong_files_get_one_clear_sentence_and_the_right_exit_code() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("synapse.toml"), "[[pipelines]]\nname = \"p\"\nfrom = \"in\"\ntoo = \"out\"\n").unwrap();
+    std::fs::write(dir.path().join("synapse.toml"), "[[pipelines]]\nname = \"p\"\nfrom = \"in\"\ntoo = \"out\"\n")
+        .unwrap();
     let (code, said) = refused(dir.path(), &["check"]);
     assert_eq!(code, 2);
     assert_eq!(said, "synapse: synapse.toml:4: pipelines: unknown key \"too\"; did you mean \"to\"?\n");
 
     let (code, said) = refused(dir.path(), &["run", "--config", "nowhere.toml"]);
     assert_eq!(code, 2);
-    assert_eq!(said, "synapse: nowhere.toml: the configuration could not be read: No such file or directory (os error 2)\n");
+    assert_eq!(
+        said,
+        "synapse: nowhere.toml: the configuration could not be read: No such file or directory (os error 2)\n"
+    );
 
     let (code, _) = refused(dir.path(), &["publish"]);
     assert_eq!(code, 2);
@@ -105,7 +110,10 @@ fn check_tells_each_pipelines_guarantee_and_why() {
     assert!(checked.status.success(), "{}", text(&checked.stderr));
     let told: Vec<serde_json::Value> =
         text(&checked.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((told[0]["guarantee"].as_str(), told[1]["guarantee"].as_str()), (Some("exactly-once"), Some("at-least-once")));
+    assert_eq!(
+        (told[0]["guarantee"].as_str(), told[1]["guarantee"].as_str()),
+        (Some("exactly-once"), Some("at-least-once"))
+    );
     assert!(told[1]["why"].as_str().unwrap().contains("`local`"), "{}", told[1]);
 }
 
@@ -114,7 +122,8 @@ fn what_is_published_can_be_tailed_in_every_way() {
     let host = Host::start("").unwrap();
     let file = host.path("orders.ndjson");
     std::fs::write(&file, "{\"total\": 1}\n{\"total\": 2}\r\n\n{\"total\": 3}\n").unwrap();
-    let published = host.synapse(&["publish", "orders", "orders.ndjson", "--raw", "--type", "order", "--key", "k"]).unwrap();
+    let published =
+        host.synapse(&["publish", "orders", "orders.ndjson", "--raw", "--type", "order", "--key", "k"]).unwrap();
     assert!(published.status.success(), "{}", text(&published.stderr));
     let tailed = host.synapse(&["tail", "orders", "--from", "earliest", "--limit", "3", "--json"]).unwrap();
     let events: Vec<serde_json::Value> =

@@ -8,7 +8,9 @@ use synapse_tests::plugins::component;
 use synapse_tests::redis::RedisServer;
 
 fn event(id: usize, kind: &str) -> String {
-    format!(r#"{{"specversion":"1.0","id":"{id}","source":"/t","type":"{kind}","partitionkey":"k","data":{{"n":{id}}}}}"#) + "\n"
+    format!(
+        r#"{{"specversion":"1.0","id":"{id}","source":"/t","type":"{kind}","partitionkey":"k","data":{{"n":{id}}}}}"#
+    ) + "\n"
 }
 
 fn ids(events: &[Value]) -> Vec<String> {
@@ -42,8 +44,10 @@ fn an_event_that_a_plugin_fails_on_costs_one_event() {
     let odd = BTreeMap::from([(17, "panic"), (40, "loop"), (41, "reject"), (77, "bomb"), (90, "panic"), (120, "drop")]);
     let lines: String = (0..200).map(|id| event(id, odd.get(&id).copied().unwrap_or("fine"))).collect();
     assert_eq!(host.publish("in", &lines).unwrap().0, 202);
-    host.wait_for("all events", |host| Ok((count(host, "out")? == 194 && count(host, "in.dead-letters")? == 5).then_some(())))
-        .unwrap();
+    host.wait_for("all events", |host| {
+        Ok((count(host, "out")? == 194 && count(host, "in.dead-letters")? == 5).then_some(()))
+    })
+    .unwrap();
     let out = ids(&host.history("out").unwrap());
     let expected: Vec<String> = (0..200).filter(|id| !odd.contains_key(id)).map(|id| id.to_string()).collect();
     assert_eq!(out, expected, "the others go on, in order");
@@ -62,9 +66,39 @@ fn every_encoding_on_redis_is_read_and_what_is_none_becomes_a_dead_letter() {
     let server = RedisServer::start().unwrap();
     let url = server.url();
     let mut connection = server.client().unwrap().get_connection().unwrap();
-    let mut add = |fields: &[&str]| redis::cmd("XADD").arg("model-events").arg("*").arg(fields).query::<String>(&mut connection).unwrap();
-    add(&["event", "model-ready", "timestamp", "2026-01-01T00:00:00Z", "source", "helox", "model_name", "m", "version", "1.2.0", "registry_path", "s3://m", "metadata", r#"{"framework":"torch"}"#, "accuracy", "0.93"]);
-    add(&["event_type", "model-ready", "sender", "sidecar", "recipient", "cyrex", "payload", r#"{"model_name":"m"}"#, "timestamp", "2026-01-01T00:00:00.123456789Z"]);
+    let mut add = |fields: &[&str]| {
+        redis::cmd("XADD").arg("model-events").arg("*").arg(fields).query::<String>(&mut connection).unwrap()
+    };
+    add(&[
+        "event",
+        "model-ready",
+        "timestamp",
+        "2026-01-01T00:00:00Z",
+        "source",
+        "helox",
+        "model_name",
+        "m",
+        "version",
+        "1.2.0",
+        "registry_path",
+        "s3://m",
+        "metadata",
+        r#"{"framework":"torch"}"#,
+        "accuracy",
+        "0.93",
+    ]);
+    add(&[
+        "event_type",
+        "model-ready",
+        "sender",
+        "sidecar",
+        "recipient",
+        "cyrex",
+        "payload",
+        r#"{"model_name":"m"}"#,
+        "timestamp",
+        "2026-01-01T00:00:00.123456789Z",
+    ]);
     add(&["payload", r#"{"event":"model-ready","source":"helox","model_name":"m"}"#]);
     add(&["ce_specversion", "1.0", "ce_id", "own", "ce_source", "/helox", "ce_type", "model-ready", "data", "{}"]);
     let garbage = add(&["what", "is this?"]);
@@ -81,7 +115,8 @@ fn every_encoding_on_redis_is_read_and_what_is_none_becomes_a_dead_letter() {
         "#
     ))
     .unwrap();
-    host.wait_for("the events", |host| Ok((count(host, "models")? == 4 && count(host, "dead")? == 1).then_some(()))).unwrap();
+    host.wait_for("the events", |host| Ok((count(host, "models")? == 4 && count(host, "dead")? == 1).then_some(())))
+        .unwrap();
     let models = host.history("models").unwrap();
     assert!(models.iter().all(|event| event["type"] == "model-ready"), "{models:?}");
     assert_eq!(models[0]["source"], "helox");
@@ -116,7 +151,9 @@ fn a_changed_configuration_is_taken_over_and_a_wrong_one_is_not() {
 
 #[test]
 fn a_plugin_file_that_is_no_component_leaves_the_old_version_at_work() {
-    let host = Host::prepare("[[pipelines]]\nname = \"p\"\nfrom = \"in\"\nto = \"out\"\n[[pipelines.stages]]\nplugin = \"p.wasm\"\n");
+    let host = Host::prepare(
+        "[[pipelines]]\nname = \"p\"\nfrom = \"in\"\nto = \"out\"\n[[pipelines.stages]]\nplugin = \"p.wasm\"\n",
+    );
     let mut host = host.unwrap();
     std::fs::copy(component("tests/plugins/picky"), host.path("p.wasm")).unwrap();
     host.resume().unwrap();

@@ -63,7 +63,8 @@ fn embedded_to_embedded_is_exactly_once() {
     kill_again_and_again(&mut host, &load);
     let sent = load.stop();
     host.wait_for("the end of the backlog", |host| {
-        let events = |topic: &str| Ok::<_, anyhow::Error>(host.get_json(&format!("/v1/topics/{topic}"))?["events"].as_u64());
+        let events =
+            |topic: &str| Ok::<_, anyhow::Error>(host.get_json(&format!("/v1/topics/{topic}"))?["events"].as_u64());
         Ok((events("in")? == events("out")?).then_some(()))
     })
     .unwrap();
@@ -124,7 +125,8 @@ fn redis_to_redis(url: &str, server: &RedisServer, read: &str) -> (synapse_tests
     let sent = load.stop();
     let mut connection = server.client().unwrap().get_connection().unwrap();
     host.wait_for("the end of the backlog", |_| {
-        let length = |key: &str, connection: &mut redis::Connection| redis::cmd("XLEN").arg(key).query::<usize>(connection);
+        let length =
+            |key: &str, connection: &mut redis::Connection| redis::cmd("XLEN").arg(key).query::<usize>(connection);
         Ok((length("in", &mut connection)? <= length("out", &mut connection)?).then_some(()))
     })
     .unwrap();

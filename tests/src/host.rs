@@ -37,7 +37,7 @@ fn build_binary() -> Result<PathBuf> {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    executable.last().context("cargo named no executable")
+    executable.into_iter().next_back().context("cargo named no executable")
 }
 
 /// The checkout.
@@ -200,7 +200,11 @@ impl Host {
     /// # Errors
     /// If nothing answers.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        request(&self.address, &format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address), b"")
+        request(
+            &self.address,
+            &format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address),
+            b"",
+        )
     }
 
     /// A GET of JSON.

@@ -24,7 +24,12 @@ pub fn component_with(crate_dir: &str, features: &[&str]) -> PathBuf {
     type Built = Arc<OnceLock<PathBuf>>;
     static BUILT: OnceLock<Mutex<HashMap<String, Built>>> = OnceLock::new();
     let all = BUILT.get_or_init(Mutex::default);
-    let slot = Arc::clone(all.lock().expect("no build panics while holding the lock").entry(format!("{crate_dir} {features:?}")).or_default());
+    let slot = Arc::clone(
+        all.lock()
+            .expect("no build panics while holding the lock")
+            .entry(format!("{crate_dir} {features:?}"))
+            .or_default(),
+    );
     slot.get_or_init(|| build(&workspace().join(crate_dir), features)).clone()
 }
 

@@ -231,11 +231,6 @@ async fn wrong_method(method: axum::http::Method, uri: Uri) -> Problem {
 }
 
 impl Host {
-    /// How a topic is kept, if that is configured.
-    fn configured(&self, path: &TopicPath) -> Option<TopicSpec> {
-        self.api.0.topics.borrow().get(path).cloned()
-    }
-
     fn limits(&self) -> &Limits {
         &self.api.0.limits
     }

@@ -73,9 +73,9 @@ pub async fn run(args: Args, client: &Client, out: &mut Output) -> anyhow::Resul
         match item? {
             Item::Event(json) => {
                 if out.is_json() {
-                    out.bytes(&json)?
+                    out.bytes(&json)?;
                 } else {
-                    out.line(line(topic, &json))?
+                    out.line(line(topic, &json))?;
                 }
                 left -= 1;
             }

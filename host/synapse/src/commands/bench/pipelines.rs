@@ -32,7 +32,8 @@ pub(super) struct Bench<'a> {
 
 impl Bench<'_> {
     pub(super) fn memory(&self) -> anyhow::Result<Vec<Arm>> {
-        self.with_and_without(Arc::new(MemoryBroker::new(name())))
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(name()));
+        self.with_and_without(&broker)
     }
 
     pub(super) fn embedded(&self, dir: Option<&Path>) -> anyhow::Result<Vec<Arm>> {
@@ -44,7 +45,8 @@ impl Bench<'_> {
         };
         let (log, _) =
             EmbeddedLog::open(dir.path(), synapse_brokers::embedded::Options { name: name(), ..Default::default() })?;
-        self.with_and_without(Arc::new(log))
+        let broker: Arc<dyn Broker> = Arc::new(log);
+        self.with_and_without(&broker)
     }
 
     pub(super) fn redis(&self, server: &Server) -> anyhow::Result<Vec<Arm>> {
@@ -70,14 +72,14 @@ impl Bench<'_> {
         Ok(arms.into())
     }
 
-    fn with_and_without(&self, broker: Arc<dyn Broker>) -> anyhow::Result<Vec<Arm>> {
+    fn with_and_without(&self, broker: &Arc<dyn Broker>) -> anyhow::Result<Vec<Arm>> {
         let last = self.fill(broker.as_ref())?;
         let names = ["pipeline without stages", "pipeline without stages again (A/A)", "pipeline with the filter"];
         let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
         for round in 0..self.rounds {
-            arms[0].rounds.push(self.pipeline(&broker, last, &format!("without-{round}"), false)?);
-            arms[2].rounds.push(self.pipeline(&broker, last, &format!("with-{round}"), true)?);
-            arms[1].rounds.push(self.pipeline(&broker, last, &format!("again-{round}"), false)?);
+            arms[0].rounds.push(self.pipeline(broker, last, &format!("without-{round}"), false)?);
+            arms[2].rounds.push(self.pipeline(broker, last, &format!("with-{round}"), true)?);
+            arms[1].rounds.push(self.pipeline(broker, last, &format!("again-{round}"), false)?);
         }
         Ok(arms.into())
     }
