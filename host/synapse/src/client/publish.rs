@@ -15,8 +15,10 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use synapse_core::codec::cloudevents;
-use synapse_core::topic::Position;
+use serde_json::{Map, Value};
+use synapse_core::codec::redis::{self, Decoded};
+use synapse_core::codec::{Origin, cloudevents};
+use synapse_core::topic::{Offset, Position};
 use synapse_core::{Batch, Event, Timestamp};
 use tokio::sync::mpsc;
 
@@ -40,8 +42,9 @@ const RAW_TYPE: &str = "synapse.raw";
 /// Publishes events, one a line.
 ///
 /// A line with `specversion` is an event: id, source, type, time and partitionkey are filled in where it lacks them.
-/// Another line is an event without `specversion`; but with --type it is the data of a new event. Blank lines are
-/// passed over. Files may be compressed with gzip.
+/// A line with the fields of an entry on Redis (`event`, `event_type`, `payload` or `ce_*`) is read as Synapse reads
+/// such entries. Another line is an event without `specversion`; but with --type it is the data of a new event. Blank
+/// lines are passed over. Files may be compressed with gzip.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// `broker/topic`, or `topic` on the default broker.
@@ -279,6 +282,7 @@ impl Maker {
         let members = json.get().starts_with('{').then(|| serde_json::from_str::<Members>(json.get()));
         let members = members.transpose().map_err(no_json)?;
         match members {
+            Some(members) if members.is_entry() && self.kind.is_none() => self.entry(json.get(), out)?,
             Some(members) if members.specversion || self.kind.is_none() => {
                 if !members.kind && self.kind.is_none() {
                     return Err("`type` is missing: give it in the event, or with --type".to_owned());
@@ -327,6 +331,35 @@ impl Maker {
         out.extend_from_slice(own.as_bytes());
     }
 
+    /// Makes an event of what a client would have written to Redis, each member a field of the entry.
+    fn entry(&self, json: &str, out: &mut Vec<u8>) -> Result<(), String> {
+        let members: Map<String, Value> = serde_json::from_str(json).map_err(|error| format!("not JSON: {error}"))?;
+        let texts: Vec<(String, String)> = members
+            .into_iter()
+            .map(|(name, value)| match value {
+                Value::String(text) => (name, text),
+                other => (name, other.to_string()),
+            })
+            .collect();
+        let fields: Vec<_> = texts.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        let topic = "synapse-cli".parse().expect("a constant name is valid");
+        let origin = Origin { topic: &topic, partition: 0, offset: Offset::Number(0) };
+        let mut batch = Batch::default();
+        match redis::decode(&fields, &origin, now(), &mut batch).map_err(|error| error.to_string())? {
+            Decoded::Event => {}
+            Decoded::Expired => return Err("its time to live has passed".to_owned()),
+        }
+        let mut event = batch.event(0).to_event();
+        if event.id == "synapse-cli/0" {
+            event.id = random_id();
+        }
+        event.time = event.time.or_else(|| Some(now()));
+        event.partition_key = event.partition_key.or_else(|| self.key.clone());
+        let whole: Batch = [&event].into_iter().collect();
+        cloudevents::encode(whole.event(0), None, out);
+        Ok(())
+    }
+
     /// Makes an event of its data.
     fn around(&self, data: &[u8], out: &mut Vec<u8>) {
         let content_type = match std::str::from_utf8(data) {
@@ -358,6 +391,15 @@ struct Members {
     kind: bool,
     time: bool,
     partition_key: bool,
+    /// One of those by which an entry on Redis is recognised.
+    entry: bool,
+}
+
+impl Members {
+    /// Whether this is no event, but what a client writes to Redis.
+    fn is_entry(&self) -> bool {
+        self.entry && !self.specversion && !self.kind
+    }
 }
 
 impl<'de> Deserialize<'de> for Members {
@@ -381,6 +423,8 @@ impl<'de> Deserialize<'de> for Members {
                         "type" => members.kind = true,
                         "time" => members.time = true,
                         "partitionkey" => members.partition_key = true,
+                        "event" | "event_type" | "payload" => members.entry = true,
+                        name if name.starts_with("ce_") => members.entry = true,
                         _ => {}
                     }
                     map.next_value::<IgnoredAny>()?;
@@ -411,6 +455,25 @@ fn now() -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_clients_write_to_redis_is_read_as_from_there() {
+        let maker = Maker { kind: None, source: "synapse-cli".to_owned(), key: None, raw: false };
+        let fields =
+            made(&maker, r#"{"event":"model-ready","source":"helox","accuracy":"0.93","metadata":"{\"a\":1}"}"#);
+        let fields = fields.unwrap();
+        assert_eq!((fields.kind.as_str(), fields.source.as_str()), ("model-ready", "helox"));
+        let data: Value = serde_json::from_slice(&fields.data).unwrap();
+        assert_eq!((&data["accuracy"], &data["metadata"]["a"]), (&0.93.into(), &1.into()));
+        let envelope =
+            made(&maker, r#"{"event_type":"t","sender":"s","payload":{"n":1},"timestamp":"2026-01-01T00:00:00Z"}"#);
+        assert_eq!(envelope.unwrap().data, br#"{"n":1}"#);
+        let payload = made(&maker, r#"{"payload":{"event":"t","n":1}}"#).unwrap();
+        assert_eq!(payload.kind, "t");
+        let ours = made(&maker, r#"{"ce_id":"1","ce_source":"/s","ce_type":"t","data":"{}"}"#).unwrap();
+        assert_eq!(ours.id, "1");
+        assert!(made(&maker, r#"{"ce_id":"1"}"#).is_err());
+    }
 
     fn made(maker: &Maker, line: &str) -> Result<Event, String> {
         let mut json = Vec::new();
