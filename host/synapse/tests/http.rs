@@ -1,5 +1,7 @@
 //! The HTTP API and the commands that speak to it, over real connections to a host on the memory broker.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails says where by itself")]
+
 #[path = "http/support.rs"]
 mod support;
 

@@ -107,18 +107,18 @@ pub async fn run_on(input: Box<dyn Read + Send>, args: Args, client: &Client, ou
     std::thread::Builder::new().name("input".to_owned()).spawn(move || read_all(input, &maker, &sender))?;
     let mut done = Accepted::default();
     while let Some(piece) = pieces.recv().await {
-        let mut request = piece.map_err(|error| unread(error, done.accepted))?;
+        let mut request = piece.map_err(|error| unread(&error, done.accepted))?;
         let mut failed = None;
         while request.body.len() < REQUEST_BYTES && failed.is_none() {
             match pieces.try_recv() {
-                Ok(Ok(piece)) => request.append(piece),
+                Ok(Ok(piece)) => request.append(&piece),
                 Ok(Err(error)) => failed = Some(error),
                 Err(_) => break,
             }
         }
         send(client, &route, request, &mut done).await?;
         if let Some(error) = failed {
-            return Err(unread(error, done.accepted));
+            return Err(unread(&error, done.accepted));
         }
         out.progress(format_args!("{} events published", grouped(done.accepted)))?;
     }
@@ -127,7 +127,7 @@ pub async fn run_on(input: Box<dyn Read + Send>, args: Args, client: &Client, ou
     Ok(())
 }
 
-fn unread(error: anyhow::Error, accepted: u64) -> anyhow::Error {
+fn unread(error: &anyhow::Error, accepted: u64) -> anyhow::Error {
     anyhow!("{error:#}; {}", durable(accepted))
 }
 
@@ -196,7 +196,7 @@ struct Piece {
 }
 
 impl Piece {
-    fn append(&mut self, other: Self) {
+    fn append(&mut self, other: &Self) {
         self.body.extend_from_slice(&other.body);
         self.lines.extend_from_slice(&other.lines);
     }

@@ -61,7 +61,7 @@ pub async fn serve(listener: TcpListener, api: Api, ending: CancellationToken) -
     drop(listener);
     let all = async {
         while let Some(done) = connections.join_next().await {
-            look_at(done)
+            look_at(done);
         }
     };
     if tokio::time::timeout(limits.grace, all).await.is_err() {
