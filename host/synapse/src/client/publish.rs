@@ -114,7 +114,7 @@ pub async fn run_on(input: Box<dyn Read + Send>, args: Args, client: &Client, ou
         let mut failed = None;
         while request.body.len() < REQUEST_BYTES && failed.is_none() {
             match pieces.try_recv() {
-                Ok(Ok(piece)) => request.append(piece),
+                Ok(Ok(piece)) => request.append(&piece),
                 Ok(Err(error)) => failed = Some(error),
                 Err(_) => break,
             }
@@ -199,9 +199,9 @@ struct Piece {
 }
 
 impl Piece {
-    fn append(&mut self, mut other: Self) {
-        self.body.append(&mut other.body);
-        self.lines.append(&mut other.lines);
+    fn append(&mut self, other: &Self) {
+        self.body.extend_from_slice(&other.body);
+        self.lines.extend_from_slice(&other.lines);
     }
 }
 

@@ -3,8 +3,10 @@
 //! A connection that drops is taken up again where it ended, so nothing is missed and nothing comes twice. Text from
 //! events reaches a terminal only escaped.
 
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::stream::{BoxStream, StreamExt, select_all, unfold};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderName};
@@ -53,16 +55,22 @@ pub struct Args {
 pub async fn run(args: Args, client: &Client, out: &mut Output) -> anyhow::Result<()> {
     let followed = args.topics.iter().map(|topic| follow(client, topic, &args));
     let mut all = select_all(followed);
+    // One for the whole run: an interrupt between two waits counts, too.
+    let mut interrupt = pin!(tokio::signal::ctrl_c());
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {
+        if let Some(interrupted) = interrupt.as_mut().now_or_never() {
+            interrupted?;
+            break;
+        }
         // What has come so far is shown before we wait for more.
-        let next = match futures_util::FutureExt::now_or_never(all.next()) {
+        let next = match all.next().now_or_never() {
             Some(next) => next,
             None => {
                 out.flush()?;
                 tokio::select! {
                     next = all.next() => next,
-                    interrupted = tokio::signal::ctrl_c() => {
+                    interrupted = interrupt.as_mut() => {
                         interrupted?;
                         break;
                     }

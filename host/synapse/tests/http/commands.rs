@@ -217,7 +217,7 @@ async fn tail_goes_on_where_a_connection_dropped() {
     let until = async |printed: &Printed, text: &str| {
         let wait = async {
             while !printed.text().contains(text) {
-                tokio::task::yield_now().await
+                tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(PATIENCE, wait).await.expect("it is printed");
@@ -239,7 +239,7 @@ async fn tail_goes_on_where_a_connection_dropped() {
 
 #[tokio::test]
 async fn tail_tells_what_it_cannot_show() {
-    let host = Host::with(Extras { brokers: vec![Odd::new("odd", None)], ..Extras::default() }).await;
+    let host = Host::with(Extras { brokers: vec![Odd::broker("odd", None)], ..Extras::default() }).await;
     let ran = run(&host, &["tail", "odd/mixed", "--limit", "1"]).await;
     insta::assert_snapshot!(ran.notes, @r"
     odd/mixed: 3 events were trimmed before they could be read

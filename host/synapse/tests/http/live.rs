@@ -116,7 +116,7 @@ async fn an_idle_stream_says_where_it_is_and_finds_new_partitions() {
 
 #[tokio::test]
 async fn what_cannot_be_shown_is_told() {
-    let host = Host::with(Extras { brokers: vec![Odd::new("odd", None)], ..Extras::default() }).await;
+    let host = Host::with(Extras { brokers: vec![Odd::broker("odd", None)], ..Extras::default() }).await;
     let mut stream = Stream::open(&host, "/v1/topics/mixed/events?broker=odd", None).await;
     stream.next().await.unwrap();
     let mut told = Vec::new();

@@ -24,7 +24,7 @@ async fn host() -> Host {
         ("picky", BrokerErrorKind::Invalid),
         ("rotten", BrokerErrorKind::Corrupt),
     ];
-    let brokers = kinds.map(|(name, kind)| Odd::new(name, Some(kind))).into();
+    let brokers = kinds.map(|(name, kind)| Odd::broker(name, Some(kind))).into();
     let limits = Limits { body_bytes_max: 4000, line_bytes_max: 300, ..Limits::default() };
     let host = Host::with(Extras { brokers, limits, ..Extras::default() }).await;
     host.ensure("t", 1).await;

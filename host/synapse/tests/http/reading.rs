@@ -111,7 +111,7 @@ async fn lines_have_no_bound() {
 
 #[tokio::test]
 async fn entries_that_are_no_events_are_told_once() {
-    let host = Host::with(Extras { brokers: vec![Odd::new("odd", None)], ..Extras::default() }).await;
+    let host = Host::with(Extras { brokers: vec![Odd::broker("odd", None)], ..Extras::default() }).await;
     let page = host.get("/v1/topics/mixed/events?broker=odd").await.ok();
     assert_eq!(ids(page["events"].as_array().unwrap()), ["4"]);
     assert_eq!(page["undecodable"], json!([{"position": "odd/mixed/0/5", "reason": "not JSON"}]));
@@ -124,8 +124,8 @@ async fn entries_that_are_no_events_are_told_once() {
 #[tokio::test]
 async fn topics_are_listed_of_all_brokers_that_answer() {
     use synapse_core::broker::BrokerErrorKind;
-    let away = Odd::new("away", Some(BrokerErrorKind::Unavailable));
-    let host = Host::with(Extras { brokers: vec![away, Odd::new("odd", None)], ..Extras::default() }).await;
+    let away = Odd::broker("away", Some(BrokerErrorKind::Unavailable));
+    let host = Host::with(Extras { brokers: vec![away, Odd::broker("odd", None)], ..Extras::default() }).await;
     host.ensure("two", 2).await;
     host.publish("one", &events(0..3)).await;
     let all = host.get("/v1/topics").await.ok();

@@ -200,7 +200,7 @@ impl Host {
         let name: Label = name.parse().unwrap();
         let all = async {
             while !test(&self.handle.status()[&name].1) {
-                tokio::task::yield_now().await
+                tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(PATIENCE, all).await.expect("the pipeline comes to be as it should");
@@ -252,7 +252,7 @@ pub(crate) fn ids<'e>(events: impl IntoIterator<Item = &'e Value>) -> Vec<String
 }
 
 /// An event with an id, and that id as its key.
-pub(crate) fn event(id: impl ToString) -> Event {
+pub(crate) fn event(id: usize) -> Event {
     let id = id.to_string();
     Event {
         source: "/tests".to_owned(),
@@ -347,12 +347,10 @@ impl Stage for KeepAll {
     }
 
     async fn run(&mut self, batch: &Batch) -> Result<StageRun, PluginError> {
-        let answer = Verdicts::Keep(vec![true; batch.len()]);
+        let answer = synapse_core::stage::Answer::Keep(vec![true; batch.len()]);
         Ok(StageRun { answer, failures: Vec::new(), usage: Usage::default() })
     }
 }
-
-use synapse_core::stage::Answer as Verdicts;
 
 /// A broker that fails in one way, or in none: then it has one topic, `mixed`, with an event, an entry that is none,
 /// and entries that were trimmed before anyone read them.
@@ -362,7 +360,7 @@ pub(crate) struct Odd {
 }
 
 impl Odd {
-    pub(crate) fn new(name: &str, fails: Option<BrokerErrorKind>) -> Arc<dyn Broker> {
+    pub(crate) fn broker(name: &str, fails: Option<BrokerErrorKind>) -> Arc<dyn Broker> {
         Arc::new(Self { name: name.parse().unwrap(), fails })
     }
 
