@@ -288,7 +288,7 @@ impl Driver {
 
     /// The boundary that begins with this batch, if other plugins handled it than those before.
     fn boundary_of(&mut self, plan: &Plan, outcome: &Outcome) -> Option<Boundary> {
-        let from = *outcome.covered.first()?;
+        let from = *outcome.covered.iter().min()?;
         let stages: Vec<_> =
             plan.stages.iter().map(|stage| (stage.name.to_string(), stage.digest.to_string())).collect();
         if self.boundary.as_ref().is_some_and(|boundary| boundary.stages == stages) {
