@@ -47,6 +47,15 @@ pub trait Broker: Send + Sync {
 
     /// Every boundary that was committed for a lane, oldest first.
     async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError>;
+
+    /// Whether it can be reached and would take writes now.
+    async fn health(&self) -> Result<(), BrokerError> {
+        Ok(())
+    }
+
+    /// Ends what it does in the background and gives back what it holds for this host. Called once, after the last
+    /// lane has ended.
+    async fn close(&self) {}
 }
 
 /// The brokers of a host, by name. Cheap to clone; all clones see a broker that is added.
