@@ -40,7 +40,7 @@ synapse run >"$run/host.log" 2>&1 &
 host=$!
 trap 'kill $host 2>/dev/null || true' EXIT
 # Asks until the host is ready; ends with it if it ends.
-until synapse topic list >/dev/null 2>&1; do
+until synapse pipeline show delays --json 2>/dev/null | grep -q '"state":"running"'; do
   kill -0 $host 2>/dev/null || { cat "$run/host.log" >&2; fail "the host has ended"; }
   sleep 0.05
 done
@@ -48,14 +48,20 @@ echo "It serves at $SYNAPSE_URL; its log is examples/quickstart/run/host.log."
 
 say "5. Publish a month of flights, and replace the transform while they flow"
 zcat flights-2013-01.ndjson.gz >"$run/flights.ndjson"
-split -l 500 "$run/flights.ndjson" "$run/part-"
+split -l 250 "$run/flights.ndjson" "$run/part-"
 parts=("$run"/part-*)
 swap_at=$((${#parts[@]} / 2))
+new=$(sha256sum "$run/delay_report-2.wasm" | cut -d' ' -f1)
+swapped() { synapse pipeline show delays --json | grep -q "$new"; }
 for i in "${!parts[@]}"; do
-  synapse publish flights "${parts[$i]}" >/dev/null
+  synapse publish flights "${parts[$i]}" --json >/dev/null
   if [[ $i == "$swap_at" ]]; then
     cp "$run/delay_report-2.wasm" "$run/delay_report.wasm"
-    echo "After $(((i + 1) * 500)) flights version 2 of the transform was copied over version 1."
+    echo "After $(((i + 1) * 250)) flights version 2 of the transform was copied over version 1."
+  elif [[ $i == $((swap_at + 20)) ]]; then
+    # Some thousands flowed on meanwhile; by now the new version is compiled, or will be soon.
+    until swapped; do sleep 0.05; done
+    echo "Version 2 is at work; the other flights follow."
   fi
 done
 synapse publish model-events model-events.ndjson

@@ -107,7 +107,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Logs go to stderr: `SYNAPSE_LOG` filters them (`info` unless told, `warn` for all commands but `run`).
 pub fn start_logging(cli: &Cli) {
-    let default = if matches!(cli.command, Command::Run(_)) { "info" } else { "warn" };
+    // The store under the embedded log speaks of its own affairs at `info`.
+    let default = if matches!(cli.command, Command::Run(_)) { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
     let filter = EnvFilter::try_from_env("SYNAPSE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if cli.json {
