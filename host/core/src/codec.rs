@@ -223,13 +223,20 @@ fn time_text(time: Timestamp) -> StackText<40> {
     StackText::of(time)
 }
 
+impl fmt::Display for Origin<'_> {
+    /// As an event without an id of its own is called.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.partition {
+            0 => write!(f, "{}/{}", self.topic, self.offset),
+            partition => write!(f, "{}/{partition}/{}", self.topic, self.offset),
+        }
+    }
+}
+
 impl Origin<'_> {
     /// The id of an event that has none: a topic's name of at most 200 bytes and three numbers.
     fn default_id(&self) -> StackText<256> {
-        match self.partition {
-            0 => StackText::of(format_args!("{}/{}", self.topic, self.offset)),
-            partition => StackText::of(format_args!("{}/{partition}/{}", self.topic, self.offset)),
-        }
+        StackText::of(self)
     }
 
     /// When the entry was added, if its id tells.

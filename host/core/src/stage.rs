@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::batch::Batch;
+use crate::broker::Ending;
 use crate::spec::{PluginRef, StageSpec};
 use crate::topic::Label;
 
@@ -232,6 +233,17 @@ impl PluginError {
     /// With a kind and a sentence.
     pub fn new(kind: PluginErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
+    }
+}
+
+impl PluginErrorKind {
+    /// What happens next.
+    pub fn ending(self) -> Ending {
+        match self {
+            Self::Exhausted => Ending::Retry,
+            // A file that cannot be read is watched: once it can be, the pipeline goes on.
+            Self::Unreadable | Self::Unusable | Self::Misconfigured | Self::Internal => Ending::Stop,
+        }
     }
 }
 

@@ -5,13 +5,24 @@
 
 use synapse_core::batch::{Batch, Row};
 use synapse_core::broker::Undecodable;
+use synapse_core::codec::Origin;
 use synapse_core::event::EventRef;
 use synapse_core::stage::{Digest, FailureKind};
 use synapse_core::time::Timestamp;
 use synapse_core::topic::{Label, Offset, TopicPartition};
 
 /// The extension attributes of a dead letter.
-const PREFIX: &str = "dl";
+const NAMES: [&str; 9] = [
+    "dlpipeline",
+    "dlkind",
+    "dlreason",
+    "dlposition",
+    "dlattempts",
+    "dlfirstfailure",
+    "dlstage",
+    "dlplugin",
+    "dltraceid",
+];
 
 /// What is said of every failure.
 pub(crate) struct Circumstances<'a> {
@@ -41,13 +52,14 @@ pub(crate) fn push(into: &mut Batch, event: EventRef<'_>, what: &Circumstances<'
     };
     let trace_id = event.attribute("traceparent").and_then(|parent| parent.split('-').nth(1));
     let added = attributes(what, trace_id);
-    let kept = event.attributes().filter(|(name, _)| !name.starts_with(PREFIX));
+    let kept = event.attributes().filter(|(name, _)| !NAMES.contains(name));
     push_row(into, &row, kept, &added);
 }
 
 /// Appends the dead letter of an entry that was no event: its bytes become the payload.
 pub(crate) fn push_undecodable(into: &mut Batch, entry: &Undecodable, what: &Circumstances<'_>) {
-    let id = format!("{}/{}", what.source.topic.topic, entry.offset);
+    let origin = Origin { topic: &what.source.topic.topic, partition: what.source.partition, offset: entry.offset };
+    let id = origin.to_string();
     let source = format!("/{}", what.source);
     let row = Row {
         id: &id,

@@ -18,6 +18,9 @@ use synapse_core::topic::{BrokerName, Label, Offset, TopicPartition, TopicPath};
 use crate::dead_letter::{self, Circumstances};
 use crate::metrics::StageMetrics;
 
+/// How many topics a router may name for one event.
+const TOPICS_PER_EVENT_MAX: usize = 256;
+
 /// What a lane does with events, apart from the instances that do it.
 pub(crate) struct Plan {
     pub(crate) pipeline: Label,
@@ -34,6 +37,8 @@ pub(crate) struct StagePlan {
     pub(crate) digest: Digest,
     pub(crate) on_error: OnError,
     pub(crate) routes: Vec<RoutePattern>,
+    /// Size in bytes of what an answer may become once it is completed.
+    pub(crate) output_bytes_max: usize,
     pub(crate) metrics: StageMetrics,
 }
 
@@ -121,7 +126,7 @@ impl Step<'_> {
         let passed = self.fail(&flow, failed);
         match run.answer {
             Answer::Keep(kept) => self.keep(flow, kept, &passed),
-            Answer::Rewrite { batch, parents } => self.rewrite(&flow, batch, parents, &passed),
+            Answer::Rewrite { batch, parents } => self.rewrite(&flow, batch, parents, passed),
             Answer::Route { topics, choice, choices } => self.route(flow, &topics, &choice, &choices, passed),
         }
     }
@@ -163,15 +168,20 @@ impl Step<'_> {
         flow.only(&rows)
     }
 
-    fn rewrite(&mut self, flow: &Flow, batch: Batch, parents: Vec<u32>, passed: &BTreeMap<u32, bool>) -> Flow {
+    fn rewrite(&mut self, flow: &Flow, batch: Batch, parents: Vec<u32>, mut passed: BTreeMap<u32, bool>) -> Flow {
         let mut answered = vec![false; flow.events.len()];
         parents.iter().for_each(|&row| answered[row as usize] = true);
         let dropped = (0u32..).zip(&answered).filter(|(row, out)| !**out && !passed.contains_key(row)).count();
         self.plan.stages[self.index].metrics.dropped(dropped);
-        let mut batch = complete(batch, &parents, &flow.events);
-        let mut parents = parents;
+        let output_bytes_max = self.plan.stages[self.index].output_bytes_max;
+        let (mut batch, mut parents, too_large) = complete(batch, parents, &flow.events, output_bytes_max);
+        if !too_large.is_empty() {
+            let reason = format!("what came of it is larger than {output_bytes_max} bytes");
+            let failed = too_large.into_iter().map(|row| (row, FailureKind::OutputTooLarge, reason.clone())).collect();
+            passed.append(&mut self.fail(flow, failed));
+        }
         if passed.values().any(|goes_on| *goes_on) {
-            (batch, parents) = interleave(&batch, &parents, &flow.events, passed);
+            (batch, parents) = interleave(&batch, &parents, &flow.events, &passed);
         }
         let parents = parents.into_iter().map(|row| flow.parents[row as usize]).collect();
         Flow { events: Arc::new(batch), parents }
@@ -186,7 +196,11 @@ impl Step<'_> {
         mut passed: BTreeMap<u32, bool>,
     ) -> Flow {
         let paths: Vec<Result<TopicPath, String>> = topics.iter().map(|topic| self.allowed(topic)).collect();
-        let forbidden = |set: &Vec<u32>| set.iter().find_map(|&topic| paths[topic as usize].as_ref().err());
+        let many = format!("it names more than {TOPICS_PER_EVENT_MAX} topics for one event");
+        let forbidden = |set: &Vec<u32>| match set.len() {
+            0..=TOPICS_PER_EVENT_MAX => set.iter().find_map(|&topic| paths[topic as usize].as_ref().err()),
+            _ => Some(&many),
+        };
         let mut refused = Vec::new();
         let mut on = Vec::new();
         let mut by_topic = vec![Vec::new(); topics.len()];
@@ -245,39 +259,53 @@ impl Flow {
 }
 
 /// Fills in what CloudEvents require and a plugin left empty: source and type from the parent, the id derived from the
-/// parent's, so that a repeated run derives the same.
-fn complete(batch: Batch, parents: &[u32], before: &Batch) -> Batch {
+/// parent's, so that a repeated run derives the same. A parent whose children do not fit into `bytes_max` any more is
+/// left out whole and named behind the batch: a plugin may leave much empty that its parent has at length.
+fn complete(batch: Batch, parents: Vec<u32>, before: &Batch, bytes_max: usize) -> (Batch, Vec<u32>, Vec<u32>) {
     let lacks = |row: usize| {
         let event = batch.event(row);
         [Column::Id, Column::Source, Column::Kind].iter().any(|&column| event.column(column).is_empty())
     };
     if !(0..batch.len()).any(lacks) {
-        return batch;
+        return (batch, parents, Vec::new());
     }
     let mut whole = Batch::with_capacity(batch.len(), batch.bytes().len());
-    let mut sibling = 0;
-    for (row, &parent) in parents.iter().enumerate() {
-        sibling = if row > 0 && parents[row - 1] == parent { sibling + 1 } else { 0 };
-        let (event, from) = (batch.event(row), before.event(parent as usize));
-        let or = |text: &'_ str, other: &'_ str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
-        let alone = sibling == 0 && parents.get(row + 1) != Some(&parent);
-        let derived = if alone { from.id().to_owned() } else { format!("{}/{sibling}", from.id()) };
-        let (id, source, kind) =
-            (or(event.id(), &derived), or(event.source(), from.source()), or(event.kind(), from.kind()));
-        let completed = Row {
-            id: &id,
-            source: &source,
-            kind: &kind,
-            subject: event.subject().unwrap_or_default(),
-            time: event.time(),
-            partition_key: event.partition_key().unwrap_or_default(),
-            content_type: event.content_type().unwrap_or_default(),
-            data: event.data(),
-        };
-        let attributes: Vec<_> = event.attributes().collect();
-        whole.push(&completed, attributes.into_iter()).expect("a completed batch is little larger than it was");
+    let (mut kept, mut too_large) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    for siblings in parents.chunk_by(|one, other| one == other) {
+        let (rows, at) = (first..first + siblings.len(), whole.len());
+        first = rows.end;
+        let parent = siblings[0];
+        let fit = rows.clone().all(|row| {
+            push_completed(&mut whole, &batch, row, before, parent, (siblings.len() > 1).then_some(row - rows.start));
+            whole.bytes().len() <= bytes_max
+        });
+        if fit {
+            kept.extend_from_slice(siblings);
+        } else {
+            whole.truncate(at);
+            too_large.push(parent);
+        }
     }
-    whole
+    (whole, kept, too_large)
+}
+
+/// `sibling` counts the children of a parent that has several.
+fn push_completed(whole: &mut Batch, batch: &Batch, row: usize, before: &Batch, parent: u32, sibling: Option<usize>) {
+    let (event, from) = (batch.event(row), before.event(parent as usize));
+    let derived = sibling.map_or_else(|| from.id().to_owned(), |sibling| format!("{}/{sibling}", from.id()));
+    let completed = Row {
+        id: if event.id().is_empty() { &derived } else { event.id() },
+        source: if event.source().is_empty() { from.source() } else { event.source() },
+        kind: if event.kind().is_empty() { from.kind() } else { event.kind() },
+        subject: event.subject().unwrap_or_default(),
+        time: event.time(),
+        partition_key: event.partition_key().unwrap_or_default(),
+        content_type: event.content_type().unwrap_or_default(),
+        data: event.data(),
+    };
+    let attributes: Vec<_> = event.attributes().collect();
+    whole.push(&completed, attributes.into_iter()).expect("within `bytes_max`, and one event more, a batch fits");
 }
 
 /// Puts rows that go on as they came in between those that a transform made, in order of their parents.
@@ -325,36 +353,39 @@ pub(crate) fn join(
 }
 
 fn join_pieces(plan: &Plan, pieces: Vec<Piece>, end: u32) -> Vec<Output> {
-    let mut by_topic: BTreeMap<Option<TopicPath>, Vec<Piece>> = BTreeMap::new();
+    let mut by_topic: BTreeMap<TopicPath, (Encoding, Vec<Arc<Piece>>)> = BTreeMap::new();
+    let encoding = |topic: &TopicPath| {
+        let sink = plan.sinks.iter().find(|sink| sink.topic == *topic);
+        sink.map_or_else(Encoding::default, |sink| sink.encoding)
+    };
     for mut piece in pieces {
         let kept = piece.parents.partition_point(|parent| *parent < end);
         piece.parents.truncate(kept);
         piece.rows.truncate(kept);
-        if !piece.rows.is_empty() {
-            by_topic.entry(piece.topic.clone()).or_default().push(piece);
+        if piece.rows.is_empty() {
+            continue;
+        }
+        // A topic may be a sink and be named by a router, too: then both come out in one order.
+        let topics = match &piece.topic {
+            Some(topic) => vec![topic.clone()],
+            None => plan.sinks.iter().map(|sink| sink.topic.clone()).collect(),
+        };
+        let piece = Arc::new(piece);
+        for topic in topics {
+            let how = encoding(&topic);
+            by_topic.entry(topic).or_insert_with(|| (how, Vec::new())).1.push(Arc::clone(&piece));
         }
     }
-    let mut outputs = Vec::new();
-    for (topic, pieces) in by_topic {
-        let events = join_events(pieces);
-        match topic {
-            Some(topic) => outputs.push(Output { topic, encoding: Encoding::default(), events }),
-            None => outputs.extend(plan.sinks.iter().map(|sink| Output {
-                topic: sink.topic.clone(),
-                encoding: sink.encoding,
-                events: Arc::clone(&events),
-            })),
-        }
-    }
-    outputs
+    let output =
+        |(topic, (encoding, pieces)): (_, (_, Vec<_>))| Output { topic, encoding, events: join_events(&pieces) };
+    by_topic.into_iter().map(output).collect()
 }
 
 /// One batch of all pieces, in order of their parents.
-fn join_events(mut pieces: Vec<Piece>) -> Arc<Batch> {
-    if pieces.len() == 1 {
-        let piece = pieces.remove(0);
+fn join_events(pieces: &[Arc<Piece>]) -> Arc<Batch> {
+    if let [piece] = pieces {
         let whole = piece.rows.len() == piece.events.len();
-        return if whole { piece.events } else { Arc::new(piece.events.select(&piece.rows)) };
+        return if whole { Arc::clone(&piece.events) } else { Arc::new(piece.events.select(&piece.rows)) };
     }
     let mut places: Vec<(u32, usize, u32)> = Vec::new();
     for (index, piece) in pieces.iter().enumerate() {

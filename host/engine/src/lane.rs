@@ -13,7 +13,7 @@ use synapse_core::broker::{
     BatchLimit, Boundary, Broker, BrokerError, Brokers, Committer, Effects, Ending, LaneSpec, Output, Reading,
     SourceBatch,
 };
-use synapse_core::stage::{PluginError, PluginErrorKind, Stage};
+use synapse_core::stage::{PluginError, Stage};
 use synapse_core::topic::{Offset, partition_of};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -279,10 +279,7 @@ impl Driver {
                 self.ready.push_back(Ready { outcome, boundary });
                 Some(Event::Processed { epoch, stop })
             }
-            Err(error) => {
-                let ending = ending_of(error.kind);
-                Some(Event::Failed { epoch, ending, reason: error.message })
-            }
+            Err(error) => Some(Event::Failed { epoch, ending: error.kind.ending(), reason: error.message }),
         }
     }
 
@@ -369,13 +366,6 @@ impl Driver {
 
 fn broker_failed(epoch: u64, error: &BrokerError) -> Event {
     Event::Failed { epoch, ending: error.kind.ending(), reason: error.to_string() }
-}
-
-fn ending_of(kind: PluginErrorKind) -> Ending {
-    match kind {
-        PluginErrorKind::Exhausted | PluginErrorKind::Unreadable => Ending::Retry,
-        PluginErrorKind::Unusable | PluginErrorKind::Misconfigured | PluginErrorKind::Internal => Ending::Stop,
-    }
 }
 
 /// Runs a batch through the stages, on one worker or on several by key.

@@ -15,13 +15,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use synapse_core::broker::{BatchLimit, Brokers};
 use synapse_core::spec::{PipelineSpec, TopicSpec};
 use synapse_core::stage::PluginLoader;
 use synapse_core::time::Timestamp;
 use synapse_core::topic::{BrokerName, Label, TopicPath};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 pub use self::lane::{Health, LaneStatus};
 pub use self::metrics::Metrics;
@@ -56,12 +57,15 @@ pub struct Engine {
     pipelines: Pipelines,
     tasks: JoinSet<Label>,
     commands: mpsc::Receiver<Wanted>,
+    /// How long everything under way may take to end, once that is wanted.
+    drain: watch::Receiver<Option<Duration>>,
 }
 
 /// Speaks to an engine. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     commands: mpsc::Sender<Wanted>,
+    drain: watch::Sender<Option<Duration>>,
     pipelines: Pipelines,
 }
 
@@ -86,7 +90,6 @@ pub struct Wish {
 enum Wanted {
     Apply(Wish, oneshot::Sender<Applied>),
     PluginChanged(PathBuf),
-    Drain(Duration),
 }
 
 /// What [`Handle::apply`] did.
@@ -125,64 +128,86 @@ impl Engine {
         };
         let (sender, commands) = mpsc::channel(16);
         let pipelines = Pipelines::default();
-        let handle = Handle { commands: sender, pipelines: Arc::clone(&pipelines) };
-        (Self { shared: Arc::new(shared), pipelines, tasks: JoinSet::new(), commands }, handle)
+        let (drain, drained) = watch::channel(None);
+        let handle = Handle { commands: sender, drain, pipelines: Arc::clone(&pipelines) };
+        (Self { shared: Arc::new(shared), pipelines, tasks: JoinSet::new(), commands, drain: drained }, handle)
     }
 
     /// Runs until told to drain. Answers whether everything under way was finished in time.
     pub async fn run(mut self) -> Drained {
-        let grace = loop {
+        let mut drain = self.drain.clone();
+        loop {
             tokio::select! {
+                grace = told(&mut drain) => return self.end_all(grace).await,
                 wanted = self.commands.recv() => match wanted {
-                    Some(Wanted::Apply(wish, answer)) => {
-                        let applied = self.apply(wish).await;
-                        // Whoever asked may be gone.
-                        let _ = answer.send(applied);
-                    }
-                    Some(Wanted::PluginChanged(path)) => self.plugin_changed(&path).await,
-                    Some(Wanted::Drain(grace)) => break grace,
-                    None => break Duration::MAX,
+                    // The end need not wait for a change that takes long.
+                    Some(wanted) => tokio::select! {
+                        () = self.carry_out(wanted) => {}
+                        grace = told(&mut drain) => return self.end_all(grace).await,
+                    },
+                    None => return self.end_all(Duration::MAX).await,
                 },
                 Some(ended) = self.tasks.join_next() => if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "a pipeline ended by a defect of the host");
+                    self.bury(&error);
                 },
             }
-        };
-        self.drain(grace).await
+        }
+    }
+
+    async fn carry_out(&mut self, wanted: Wanted) {
+        match wanted {
+            Wanted::Apply(wish, answer) => {
+                let applied = self.apply(wish).await;
+                // Whoever asked may be gone.
+                let _ = answer.send(applied);
+            }
+            Wanted::PluginChanged(path) => self.plugin_changed(&path).await,
+        }
+    }
+
+    /// A pipeline that panicked is gone: the next change of the configuration starts it anew.
+    fn bury(&self, error: &JoinError) {
+        let mut pipelines = self.lock();
+        let name = pipelines.iter().find(|(_, running)| running.abort.id() == error.id()).map(|(name, _)| name.clone());
+        if let Some(name) = name {
+            tracing::error!(pipeline = %name, %error, "the pipeline ended by a defect of the host");
+            pipelines.remove(&name);
+        }
     }
 
     async fn apply(&mut self, wish: Wish) -> Applied {
-        let mut applied = Applied::default();
         *self.shared.topics.write().expect("nobody panics while holding the lock") = wish.topics;
         let wanted: BTreeMap<Label, PipelineSpec> =
             wish.pipelines.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
-        for name in self.names() {
-            if !wanted.contains_key(&name) {
-                self.end(&name).await;
-                applied.ended.push(name);
-            }
-        }
+        let ended: Vec<Label> = self.names().into_iter().filter(|name| !wanted.contains_key(name)).collect();
+        let mut applied = Applied { ended: ended.clone(), ..Applied::default() };
+        let (mut changes, mut starts) = (Vec::new(), Vec::new());
         for (name, spec) in wanted {
             let running = self.lock().get(&name).map(|running| (running.spec.clone(), running.commands.clone()));
             match running {
                 Some((old, _)) if old == spec => {}
-                Some((_, commands)) => match change(&commands, spec.clone()).await {
-                    Ok(changed) => {
-                        if let Some(running) = self.lock().get_mut(&name) {
-                            running.spec = spec;
-                        }
-                        match changed {
-                            Changed::Swapped => applied.swapped.push(name),
-                            Changed::Restarted => applied.restarted.push(name),
-                        }
-                    }
-                    Err(reason) => applied.refused.push((name, reason)),
-                },
-                None => {
-                    self.start(spec);
-                    applied.started.push(name);
-                }
+                Some((_, commands)) => changes.push(async move { (change(&commands, spec.clone()).await, name, spec) }),
+                None => starts.push(spec),
             }
+        }
+        let (_, changed) = tokio::join!(join_all(ended.iter().map(|name| self.end(name))), join_all(changes));
+        for (done, name, spec) in changed {
+            match done {
+                Ok(done) => {
+                    if let Some(running) = self.lock().get_mut(&name) {
+                        running.spec = spec;
+                    }
+                    match done {
+                        Changed::Swapped => applied.swapped.push(name),
+                        Changed::Restarted => applied.restarted.push(name),
+                    }
+                }
+                Err(reason) => applied.refused.push((name, reason)),
+            }
+        }
+        for spec in starts {
+            applied.started.push(spec.name.clone());
+            self.start(spec);
         }
         applied
     }
@@ -208,7 +233,7 @@ impl Engine {
     }
 
     /// Drains one pipeline.
-    async fn end(&mut self, name: &Label) {
+    async fn end(&self, name: &Label) {
         let Some(running) = self.lock().remove(name) else { return };
         let mut status = running.status;
         drop(running.commands);
@@ -224,7 +249,7 @@ impl Engine {
         }
     }
 
-    async fn drain(mut self, grace: Duration) -> Drained {
+    async fn end_all(mut self, grace: Duration) -> Drained {
         let aborts: Vec<_> = std::mem::take(&mut *self.lock()).into_values().map(|running| running.abort).collect();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(grace, all).await.is_ok() {
@@ -242,6 +267,16 @@ pub enum Drained {
     Whole,
     /// The grace period ended first; what was not committed is read again at the next start.
     CutShort,
+}
+
+/// Waits until the end is wanted.
+async fn told(drain: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    let grace = drain.wait_for(Option::is_some).await.map(|grace| *grace);
+    match grace {
+        Ok(grace) => grace.unwrap_or(Duration::MAX),
+        // With the last handle goes the last who could want it; the commands end the engine then.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn change(commands: &mpsc::Sender<Command>, spec: PipelineSpec) -> Result<Changed, String> {
@@ -274,8 +309,8 @@ impl Handle {
     ///
     /// # Errors
     /// If the engine has ended.
-    pub async fn drain(&self, grace: Duration) -> Result<(), Gone> {
-        self.commands.send(Wanted::Drain(grace)).await.map_err(|_| Gone)
+    pub fn drain(&self, grace: Duration) -> Result<(), Gone> {
+        self.drain.send(Some(grace)).map_err(|_| Gone)
     }
 
     /// Every pipeline, as it is now.

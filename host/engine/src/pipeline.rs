@@ -126,14 +126,7 @@ impl From<BrokerError> for Trouble {
 
 impl From<PluginError> for Trouble {
     fn from(error: PluginError) -> Self {
-        let ending = match error.kind {
-            PluginErrorKind::Exhausted => Ending::Retry,
-            PluginErrorKind::Unreadable
-            | PluginErrorKind::Unusable
-            | PluginErrorKind::Misconfigured
-            | PluginErrorKind::Internal => Ending::Stop,
-        };
-        Self { ending, reason: error.message }
+        Self { ending: error.kind.ending(), reason: error.message }
     }
 }
 
@@ -144,8 +137,15 @@ pub(crate) async fn run(
     mut commands: mpsc::Receiver<Command>,
     status: watch::Sender<Report>,
 ) {
-    let mut pipeline =
-        Pipeline { shared, spec, plugins: Vec::new(), lanes: BTreeMap::new(), tasks: JoinSet::new(), status };
+    let mut pipeline = Pipeline {
+        shared,
+        spec,
+        plugins: Vec::new(),
+        lanes: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        postponed: None,
+        status,
+    };
     pipeline.start().await;
     let mut looks = tokio::time::interval(PARTITIONS_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -163,7 +163,7 @@ pub(crate) async fn run(
                 None => break,
             },
             Some(ended) = pipeline.tasks.join_next() => pipeline.lane_ended(ended).await,
-            () = tokio::time::sleep(RESTART_WAIT), if retry => pipeline.start().await,
+            () = tokio::time::sleep(RESTART_WAIT), if retry => pipeline.try_again().await,
             _ = looks.tick(), if !retry => pipeline.look_for_partitions().await,
         }
     }
@@ -183,12 +183,25 @@ struct Pipeline {
     plugins: Vec<Arc<dyn Plugin>>,
     lanes: BTreeMap<TopicPartition, Lane>,
     tasks: JoinSet<TopicPartition>,
+    /// A change that could not be made for want of something passing.
+    postponed: Option<PipelineSpec>,
     status: watch::Sender<Report>,
 }
 
 impl Pipeline {
     fn wants_retry(&self) -> bool {
-        self.lanes.is_empty() && self.status.borrow().state == PipelineState::Starting
+        let starting = self.lanes.is_empty() && self.status.borrow().state == PipelineState::Starting;
+        starting || self.postponed.is_some()
+    }
+
+    async fn try_again(&mut self) {
+        match self.postponed.take() {
+            Some(spec) => {
+                // The refusal is logged and shown in the status; whoever asked has had an answer.
+                let _ = self.swap(spec).await;
+            }
+            None => self.start().await,
+        }
     }
 
     /// Loads the plugins and opens the lanes. What may pass is tried again later, anything else stops the pipeline.
@@ -308,6 +321,7 @@ impl Pipeline {
             digest: plugin.info().digest,
             on_error: stage.on_error,
             routes: stage.routes.clone(),
+            output_bytes_max: stage.limits.output_bytes_max,
             metrics: self.shared.metrics.stage(spec, stage.name.as_str()),
         });
         let plan = Plan {
@@ -328,10 +342,15 @@ impl Pipeline {
         if same_lanes && !self.lanes.is_empty() {
             return self.swap(spec).await.map(|()| Changed::Swapped);
         }
-        // A version that cannot be used changes nothing: look before the lanes are drained.
-        if let Err(error) = self.load(&spec).await {
+        // A version that cannot be used changes nothing: try it before the lanes are drained.
+        let tried = match self.load(&spec).await {
+            Ok(plugins) => self.loadout(&spec, &plugins).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = tried {
             return Err(self.refuse(error.message));
         }
+        self.postponed = None;
         self.drain().await;
         self.spec = spec;
         self.start().await;
@@ -357,8 +376,12 @@ impl Pipeline {
     async fn swap(&mut self, spec: PipelineSpec) -> Result<(), String> {
         let (plugins, loadouts) = match self.prepare(&spec).await {
             Ok(prepared) => prepared,
-            Err(error) => return Err(self.refuse(error.message)),
+            Err(error) => {
+                self.postponed = (error.kind.ending() == Ending::Retry).then_some(spec);
+                return Err(self.refuse(error.message));
+            }
         };
+        self.postponed = None;
         let mut changed = Vec::new();
         for (lane, loadout) in self.lanes.values().zip(loadouts) {
             let (answer, done) = oneshot::channel();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use synapse_core::broker::{BatchLimit, Broker, BrokerError, Source, SourceBatch};
 use synapse_core::spec::ReadFrom;
-use synapse_core::topic::TopicPartition;
+use synapse_core::topic::{Offset, TopicPartition};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -44,6 +44,7 @@ impl Feed {
 impl Readers {
     /// A feed of a partition from a place on.
     pub(crate) fn feed(&self, broker: Arc<dyn Broker>, partition: TopicPartition, from: ReadFrom) -> Feed {
+        let from = joinable(from);
         let shared = {
             let mut readers = self.by_partition.lock().expect("no reader panics while it holds the lock");
             readers.retain(|_, reader| reader.strong_count() > 0);
@@ -56,6 +57,15 @@ impl Readers {
         };
         let place = shared.lock().join(from).map_or(Place::Alone(None), Place::Joined);
         Feed::Shared(SharedFeed { broker, partition, shared, place, position: from })
+    }
+}
+
+/// The same place, told as the place behind what was read last where that is possible: so two lanes see that they are
+/// at one place.
+fn joinable(from: ReadFrom) -> ReadFrom {
+    match from {
+        ReadFrom::At(Offset::Number(next)) if next > 0 => ReadFrom::After(Offset::Number(next - 1)),
+        other => other,
     }
 }
 

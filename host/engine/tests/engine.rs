@@ -75,6 +75,8 @@ async fn on_error_decides_what_a_failure_costs() {
         bench.apply([pipeline("p", "in", "out", [fails, stage("shout")])]).await;
         let out = bench.read("out", expected).await;
         assert_eq!(out.len(), expected, "{on_error:?}");
+        let dead = bench.count("in.dead-letters").await;
+        assert_eq!(dead, usize::from(on_error == OnError::DeadLetter), "{on_error:?}");
         assert!(out.windows(2).all(|pair| pair[0].id.parse::<u32>().unwrap() < pair[1].id.parse::<u32>().unwrap()));
     }
 }
@@ -124,6 +126,51 @@ async fn a_router_sends_where_it_may_and_the_rest_is_a_dead_letter() {
     assert_eq!(ids(&dead), ["2", "6"]);
     let reason = "it may not send to `local/elsewhere`; add the topic or a pattern of it to the stage's `routes`";
     assert_eq!(dead[0].attribute("dlreason"), Some(reason));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_both_routed_to_and_a_sink_keeps_one_order() {
+    let bench = Bench::start().await;
+    bench.publish("in", &events(400, 1)).await;
+    let mut router = stage("by-remainder");
+    router.routes = vec![support::route("**")];
+    bench.apply([pipeline("p", "in", "r-0", [router])]).await;
+    // 0 and 1 are routed to r-0, 2 elsewhere, 3 passes on to the sink, which is r-0 as well.
+    let expected: Vec<_> = (0..400).filter(|n| n % 4 != 2).map(|n| n.to_string()).collect();
+    assert_eq!(ids(&bench.read("r-0", 300).await), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_plugin_leaves_empty_is_completed_within_its_output_limit() {
+    let bench = Bench::start().await;
+    let mut all = events(3, 1);
+    all[1].source = "long".repeat(10_000);
+    bench.publish("in", &all).await;
+    let mut repeats = stage("repeat-nothing");
+    repeats.limits.output_bytes_max = 1 << 20;
+    bench.apply([pipeline("p", "in", "out", [repeats])]).await;
+    let out = bench.read("out", 200).await;
+    assert_eq!((out[0].id.as_str(), out[199].id.as_str()), ("0/0", "2/99"));
+    let dead = bench.read("in.dead-letters", 1).await;
+    assert_eq!((dead[0].id.as_str(), dead[0].attribute("dlkind")), ("1", Some("output-too-large")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_is_not_kept_waiting_by_a_change_that_takes_long() {
+    let bench = Bench::start().await;
+    bench.publish("in", &events(10, 1)).await;
+    bench.apply([pipeline("p", "in", "out", [stage("never-ends")])]).await;
+    bench.wait_for("p", |status| status.lanes.values().next().map(drop)).await;
+    // The lane is busy for ever, so that it can neither swap nor drain.
+    bench.plugins.busy().await;
+    let change = tokio::spawn({
+        let handle = bench.handle.clone();
+        async move { handle.apply(synapse_engine::Wish::default()).await }
+    });
+    bench.handle.drain(std::time::Duration::from_millis(50)).unwrap();
+    assert_eq!(bench.ended().await, synapse_engine::Drained::CutShort);
+    // Nobody is left to answer.
+    change.await.unwrap().unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

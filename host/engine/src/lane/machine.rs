@@ -134,6 +134,8 @@ pub(crate) struct Machine {
     phase: Phase,
     epoch: u64,
     winding: Winding,
+    /// Whether the operator wants the lane to end, whatever else ends it first.
+    draining: bool,
     polling: bool,
     next_seq: Seq,
     read: VecDeque<Seq>,
@@ -156,6 +158,7 @@ impl Machine {
             phase: Phase::Opening,
             epoch: 1,
             winding: Winding::No,
+            draining: false,
             polling: false,
             next_seq: 0,
             read: VecDeque::new(),
@@ -242,7 +245,7 @@ impl Machine {
         actions.push(Action::Close);
         if ending == Ending::Stop {
             self.end(Health::Stopped { reason }, actions);
-        } else if let Winding::Drain = self.winding {
+        } else if self.draining {
             // What was not committed is read again at the next start.
             self.end(Health::Drained, actions);
         } else {
@@ -275,6 +278,7 @@ impl Machine {
     }
 
     fn drain(&mut self, actions: &mut Vec<Action>) {
+        self.draining = true;
         if self.winding == Winding::No {
             self.winding = Winding::Drain;
             self.read.clear();

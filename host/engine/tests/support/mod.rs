@@ -22,6 +22,7 @@ use synapse_core::{
     TopicName,
 };
 use synapse_engine::{Applied, Engine, Handle, Metrics, Options, PipelineStatus, Wish};
+use tokio::sync::Notify;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -138,7 +139,7 @@ impl Bench {
     }
 
     pub(crate) async fn drain(self) -> MemoryBroker {
-        self.handle.drain(PATIENCE).await.unwrap();
+        self.handle.drain(PATIENCE).unwrap();
         assert_eq!(self.engine.await.unwrap(), synapse_engine::Drained::Whole);
         self.memory
     }
@@ -167,6 +168,17 @@ impl Bench {
             events.extend(batch.events.events().map(EventRef::to_event));
         }
         events
+    }
+
+    /// Waits for the engine's end.
+    pub(crate) async fn ended(self) -> synapse_engine::Drained {
+        self.engine.await.unwrap()
+    }
+
+    /// How many events a topic has now.
+    pub(crate) async fn count(&self, topic: &str) -> usize {
+        let info = self.memory.topic(&topic.parse().unwrap()).await.unwrap();
+        info.map_or(0, |info| info.partitions[0].events as usize)
     }
 
     /// What is there now.
@@ -344,6 +356,8 @@ pub(crate) struct NativePlugins {
     versions: Mutex<BTreeMap<String, u32>>,
     spoilt: Mutex<BTreeMap<String, String>>,
     mended: Mutex<BTreeSet<String>>,
+    /// Told when a stage that never ends has begun.
+    busy: Arc<Notify>,
 }
 
 impl NativePlugins {
@@ -353,6 +367,10 @@ impl NativePlugins {
 
     pub(crate) fn spoil(&self, name: &str, why: &str) {
         self.spoilt.lock().unwrap().insert(name.to_owned(), why.to_owned());
+    }
+
+    pub(crate) async fn busy(&self) {
+        self.busy.notified().await;
     }
 
     pub(crate) fn mend(&self, name: &str) {
@@ -379,7 +397,7 @@ impl PluginLoader for NativePlugins {
         }
         let version = self.versions.lock().unwrap().get(&name).copied().unwrap_or(1);
         let kind = match name.as_str() {
-            "shout" | "stamp" | "repeat-by-id" => PluginKind::Transform,
+            "shout" | "stamp" | "repeat-by-id" | "repeat-nothing" => PluginKind::Transform,
             "by-remainder" => PluginKind::Router,
             _ => PluginKind::Filter,
         };
@@ -394,13 +412,15 @@ impl PluginLoader for NativePlugins {
             size_bytes: 0,
             name: name.clone(),
         };
-        Ok(Arc::new(NativePlugin { info, mended: self.mended.lock().unwrap().contains(&name) }))
+        let mended = self.mended.lock().unwrap().contains(&name);
+        Ok(Arc::new(NativePlugin { info, mended, busy: Arc::clone(&self.busy) }))
     }
 }
 
 struct NativePlugin {
     info: PluginInfo,
     mended: bool,
+    busy: Arc<Notify>,
 }
 
 #[async_trait]
@@ -410,13 +430,14 @@ impl Plugin for NativePlugin {
     }
 
     async fn stage(&self, _: &Label, _: &StageSpec) -> Result<Box<dyn Stage>, PluginError> {
-        Ok(Box::new(NativeStage { info: self.info.clone(), mended: self.mended }))
+        Ok(Box::new(NativeStage { info: self.info.clone(), mended: self.mended, busy: Arc::clone(&self.busy) }))
     }
 }
 
 struct NativeStage {
     info: PluginInfo,
     mended: bool,
+    busy: Arc<Notify>,
 }
 
 impl NativeStage {
@@ -433,6 +454,7 @@ impl NativeStage {
                 let count = event.id.parse().unwrap();
                 vec![Event { id: String::new(), ..event }; count]
             }),
+            "repeat-nothing" => rewrite(batch, |_| vec![Event::default(); 100]),
             "by-remainder" => Answer::Route {
                 topics: vec!["r-0".to_owned(), "local/r-1".to_owned(), "elsewhere".to_owned()],
                 choice: batch.events().map(|event| Some(number(event) as u32 % 4).filter(|&rest| rest < 3)).collect(),
@@ -461,6 +483,10 @@ impl Stage for NativeStage {
     }
 
     async fn run(&mut self, batch: &Batch) -> Result<StageRun, PluginError> {
+        if self.info.name == "never-ends" {
+            self.busy.notify_one();
+            std::future::pending::<()>().await;
+        }
         if self.info.name == "slow-by-key" {
             // Workers finish in another order than they began.
             let first = batch.event(0).partition_key().unwrap_or_default().len() + batch.len() % 7;

@@ -235,7 +235,7 @@ fn simulate(seed: u64, inputs: usize, swaps: bool, stop_at: Option<usize>) -> Si
             host.next_version = version;
             host.tell(Event::SwapReady);
         }
-        if faults && dice.one_in(200) && stop_at.is_none() {
+        if faults && dice.one_in(200) {
             host.tell(Event::Drain);
         }
         host.step(&mut broker, &mut dice, faults);

@@ -122,7 +122,7 @@ impl Bench<'_> {
             handle.apply(Wish { pipelines: vec![self.spec(pipeline, filtered)], ..Wish::default() }).await?;
             until(&handle, last).await?;
             let rate = (self.events.div_ceil(ROWS) * ROWS) as f64 / start.elapsed().as_secs_f64();
-            handle.drain(std::time::Duration::from_secs(10)).await?;
+            handle.drain(std::time::Duration::from_secs(10))?;
             running.await?;
             anyhow::Ok(rate)
         });
