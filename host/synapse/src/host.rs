@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use synapse_core::broker::{BatchLimit, Brokers};
 use synapse_core::spec::{PluginRef, TopicSpec};
 use synapse_core::time::Timestamp;
@@ -29,21 +30,39 @@ use crate::watch::{Changed, Watcher};
 /// How long to wait before a topic of the configuration is asked for again at a broker that was away.
 const TOPICS_RETRY: Duration = Duration::from_secs(5);
 
+/// How long brokers may take to give back what they hold.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How much longer than its own grace the API may take to end.
+const API_LATE: Duration = Duration::from_secs(1);
+
 /// Runs a host until SIGTERM or SIGINT, and drains it then. A second signal ends it at once.
 ///
 /// # Errors
 /// A configuration that is wrong, an address in use, a damaged log: whatever keeps a host from starting.
 pub async fn run(file: &Path) -> anyhow::Result<()> {
-    let spec = config::load(file)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut host = Host::start(file, spec).await?;
+    let mut host = Host::start(file).await?;
     tracing::info!(listen = %host.spec.listen, pipelines = host.spec.pipelines.len(), "serving");
     loop {
-        tokio::select! {
+        let changed = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(changed) = host.changes.recv() => host.changed(changed).await,
-            Some(ended) = host.tasks.join_next() => ended.context("a defect of the host")??,
+            Some(changed) = host.changes.recv() => changed,
+            Some(ended) = host.tasks.join_next() => {
+                ended.context("a defect of the host")??;
+                continue;
+            }
+            ended = &mut host.running => {
+                ended.context("a defect of the engine")?;
+                anyhow::bail!("the engine ended by itself, which is a defect of the host");
+            }
+        };
+        // A signal does not wait for a change: a pipeline may take long to be drained for it.
+        tokio::select! {
+            () = host.changed(changed) => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
         }
     }
     tracing::info!(grace = ?host.spec.grace, "draining");
@@ -56,7 +75,11 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
 
 struct Host {
     file: PathBuf,
+    /// What is used now: of pipelines whose change was refused, how they run on.
     spec: HostSpec,
+    /// Whether the file wants a pipeline otherwise than it runs, because its change was refused.
+    refused: bool,
+    watched: BTreeSet<PathBuf>,
     brokers: Brokers,
     topics: watch::Sender<BTreeMap<TopicPath, TopicSpec>>,
     phase: watch::Sender<Phase>,
@@ -72,7 +95,12 @@ struct Host {
 }
 
 impl Host {
-    async fn start(file: &Path, spec: HostSpec) -> anyhow::Result<Self> {
+    async fn start(file: &Path) -> anyhow::Result<Self> {
+        // Before the file is read, so that what is saved in between is seen.
+        let (watcher, changes) = Watcher::new([absolute(file)])?;
+        let spec = config::load(file)?;
+        let watched = watched(file, &spec);
+        watched.iter().for_each(|path| watcher.add(path.clone()));
         let listener = TcpListener::bind(spec.listen).await.with_context(|| {
             format!("cannot listen on {}; stop what listens there or change `server.listen`", spec.listen)
         })?;
@@ -96,11 +124,14 @@ impl Host {
             limit: BatchLimit::default(),
         });
         let running = tokio::spawn(engine.run());
-        let (watcher, changes) = Watcher::new(watched(file, &spec))?;
         let cancel = CancellationToken::new();
         let (topics, topics_seen) = watch::channel(spec.topics.clone());
         let mut tasks = JoinSet::new();
-        tasks.spawn(keep_topics(brokers.clone(), topics_seen.clone()));
+        let (ending, keeping) = (cancel.clone(), keep_topics(brokers.clone(), topics_seen.clone()));
+        tasks.spawn(async move {
+            ending.run_until_cancelled(keeping).await;
+            Ok(())
+        });
         let (phase, phase_seen) = watch::channel(Phase::Starting);
         let api = http::Api::new(http::Options {
             brokers: brokers.clone(),
@@ -119,6 +150,8 @@ impl Host {
         Ok(Self {
             file,
             spec,
+            refused: false,
+            watched,
             brokers,
             topics,
             phase,
@@ -133,53 +166,110 @@ impl Host {
     }
 
     async fn changed(&mut self, changed: Changed) {
-        let done =
-            if changed.path == self.watched_file() { self.reload().await } else { self.plugin(changed.path).await };
-        if let Err(error) = done {
-            tracing::error!("the change is not used, the host goes on as it was: {error:#}");
+        if changed.path == absolute(&self.file) {
+            told(self.reload().await);
+            return;
         }
-    }
-
-    fn watched_file(&self) -> PathBuf {
-        std::path::absolute(&self.file).unwrap_or_else(|_| self.file.clone())
-    }
-
-    async fn plugin(&self, path: PathBuf) -> anyhow::Result<()> {
-        tracing::info!(plugin = %path.display(), "a plugin's file has changed");
-        Ok(self.engine.plugin_changed(path).await?)
+        tracing::info!(plugin = %changed.path.display(), "a plugin's file has changed");
+        if self.refused {
+            // It may be what a refused change of a pipeline was waiting for.
+            told(self.reload().await);
+        }
+        told(self.engine.plugin_changed(changed.path).await.map_err(anyhow::Error::from));
     }
 
     async fn reload(&mut self) -> anyhow::Result<()> {
         let new = config::load(&self.file)?;
-        let change = self.spec.diff(&new);
-        if change.is_empty() {
-            return Ok(());
-        }
+        let old = self.with_new_topics(&new).await;
+        let change = old.diff(&new);
+        anyhow::ensure!(
+            old.default_broker == new.default_broker,
+            "`server.default-broker` cannot change while the host runs, since every topic that is written without a \
+             broker is elsewhere then; start the host again to use this file"
+        );
         for key in &change.needs_restart {
             tracing::warn!(key, "this key cannot change while the host runs; it is used after the next start");
         }
+        let new = old.while_running(new);
+        if new == self.spec {
+            self.used(new, &Applied::default());
+            return Ok(());
+        }
+        let mut opened = Vec::new();
         for name in &change.brokers_added {
-            self.brokers.insert(brokers::open(name, &new.brokers[name], &self.spec.data).await?);
+            opened.push(brokers::open(name, &new.brokers[name], &self.spec.data).await?);
         }
-        for path in watched(&self.file, &new).difference(&watched(&self.file, &self.spec)) {
-            self.watcher.add(path.clone());
-        }
-        for path in watched(&self.file, &self.spec).difference(&watched(&self.file, &new)) {
-            self.watcher.remove(path);
-        }
-        // Nobody but this host's own tasks listens; they end after it.
-        let _ = self.topics.send(new.topics.clone());
-        report(&self.engine.apply(wish(&new)).await?);
-        self.spec = new;
+        opened.into_iter().for_each(|broker| self.brokers.insert(broker));
+        self.watch(&watched(&self.file, &new) | &watched(&self.file, &self.spec));
+        self.topics.send_if_modified(|topics| {
+            let differ = *topics != new.topics;
+            topics.clone_from(&new.topics);
+            differ
+        });
+        let applied = self.engine.apply(wish(&new)).await?;
+        report(&applied);
+        self.used(new, &applied);
         Ok(())
+    }
+
+    /// What is used now, and the topics that `new` names and that do not exist yet: these have no partitions that
+    /// could change.
+    async fn with_new_topics(&self, new: &HostSpec) -> HostSpec {
+        let mut old = self.spec.clone();
+        for (path, spec) in new.topics.iter().filter(|(path, _)| !self.spec.topics.contains_key(*path)) {
+            let is_new = match self.brokers.get(&path.broker) {
+                Ok(broker) => matches!(broker.topic(&path.topic).await, Ok(None)),
+                Err(_) => true,
+            };
+            if is_new {
+                old.topics.insert(path.clone(), spec.clone());
+            }
+        }
+        old
+    }
+
+    /// Notes what is used after `new` was applied: pipelines whose change was refused run on as they were.
+    fn used(&mut self, mut new: HostSpec, applied: &Applied) {
+        self.refused = !applied.refused.is_empty();
+        let mut all = watched(&self.file, &new);
+        for pipeline in &mut new.pipelines {
+            let refused = applied.refused.iter().any(|(name, _)| *name == pipeline.name);
+            if refused && let Some(old) = self.spec.pipelines.iter().find(|old| old.name == pipeline.name) {
+                pipeline.clone_from(old);
+            }
+        }
+        all.extend(watched(&self.file, &new));
+        self.watch(all);
+        self.spec = new;
+    }
+
+    fn watch(&mut self, files: BTreeSet<PathBuf>) {
+        files.difference(&self.watched).for_each(|path| self.watcher.add(path.clone()));
+        self.watched.difference(&files).for_each(|path| self.watcher.remove(path));
+        self.watched = files;
     }
 
     async fn drain(mut self) -> anyhow::Result<()> {
         self.phase.send_replace(Phase::Draining);
-        self.engine.drain(self.spec.grace).await?;
+        self.engine.drain(self.spec.grace)?;
         let drained = self.running.await.context("a defect of the engine")?;
         self.cancel.cancel();
-        self.tasks.shutdown().await;
+        let ended = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.context("a defect of the host")??;
+            }
+            anyhow::Ok(())
+        };
+        // The API ends by itself once its own grace is over.
+        match tokio::time::timeout(http::Limits::default().grace + API_LATE, ended).await {
+            Ok(ended) => ended?,
+            Err(_) => tracing::warn!("the API did not end in time and is cut off"),
+        }
+        let brokers = self.brokers.all();
+        let closed = join_all(brokers.iter().map(|broker| broker.close()));
+        if tokio::time::timeout(CLOSE_WAIT_MAX, closed).await.is_err() {
+            tracing::warn!("a broker was not closed in time; what it holds for this host runs out by itself");
+        }
         match drained {
             Drained::Whole => tracing::info!("drained"),
             Drained::CutShort => tracing::warn!(
@@ -191,6 +281,16 @@ impl Host {
     }
 }
 
+fn told(done: anyhow::Result<()>) {
+    if let Err(error) = done {
+        tracing::error!("the change is not used, the host goes on as it was: {error:#}");
+    }
+}
+
+fn absolute(file: &Path) -> PathBuf {
+    std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
+}
+
 fn wish(spec: &HostSpec) -> Wish {
     Wish { pipelines: spec.pipelines.clone(), topics: spec.topics.clone() }
 }
@@ -200,8 +300,7 @@ fn watched(file: &Path, spec: &HostSpec) -> BTreeSet<PathBuf> {
     let plugins = spec.pipelines.iter().flat_map(|pipeline| &pipeline.stages).map(|stage| match &stage.plugin {
         PluginRef::File(path) => path.clone(),
     });
-    let config = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    plugins.chain([config]).collect()
+    plugins.chain([absolute(file)]).collect()
 }
 
 fn report(applied: &Applied) {
@@ -223,10 +322,7 @@ fn report(applied: &Applied) {
 }
 
 /// Makes sure that the topics of the configuration are as it says, also those that no pipeline reads.
-async fn keep_topics(
-    brokers: Brokers,
-    mut topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>,
-) -> anyhow::Result<()> {
+async fn keep_topics(brokers: Brokers, mut topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>) {
     loop {
         let wanted = topics.borrow_and_update().clone();
         let mut missing = false;
@@ -241,7 +337,7 @@ async fn keep_topics(
             }
         }
         tokio::select! {
-            changed = topics.changed() => if changed.is_err() { return Ok(()) },
+            changed = topics.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(TOPICS_RETRY), if missing => {}
         }
     }
@@ -277,5 +373,70 @@ impl Drop for GuestThreads {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host on a broker in memory, and its file.
+    async fn started(dir: &Path, text: &str) -> (Host, PathBuf) {
+        let file = dir.join("synapse.toml");
+        write(&file, text);
+        (Host::start(&file).await.unwrap(), file)
+    }
+
+    fn write(file: &Path, text: &str) {
+        let head = "[server]\nlisten = \"127.0.0.1:0\"\n[brokers.m]\nkind = \"memory\"\n";
+        std::fs::write(file, format!("{head}{text}")).unwrap();
+    }
+
+    fn partitions(host: &Host, topic: &str) -> u32 {
+        host.topics.borrow()[&topic.parse::<TopicPath>().unwrap()].partitions.get()
+    }
+
+    #[tokio::test]
+    async fn a_reload_uses_what_can_be_used_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut host, file) = started(dir.path(), "[topics.\"m/old\"]\npartitions = 2\n").await;
+        let changed = "[topics.\"m/old\"]\npartitions = 4\nretention = { events = 7 }\n\
+                       [topics.\"m/new\"]\npartitions = 3\n";
+        write(&file, changed);
+        host.reload().await.unwrap();
+        assert_eq!((partitions(&host, "m/old"), partitions(&host, "m/new")), (2, 3));
+        assert_eq!(host.topics.borrow()[&"m/old".parse().unwrap()].retention.events, Some(7));
+        assert_eq!(host.spec.topics, *host.topics.borrow());
+
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("[server]", "[server]\ngrace = \"3s\"")).unwrap();
+        host.reload().await.unwrap();
+        assert_eq!(host.spec.grace, Duration::from_secs(3));
+
+        std::fs::write(&file, text.replace("[server]", "[server]\ngrace = \"4s\"\ndefault-broker = \"m\"")).unwrap();
+        let refused = host.reload().await.unwrap_err().to_string();
+        assert!(refused.starts_with("`server.default-broker` cannot change while the host runs"), "{refused}");
+        assert_eq!(host.spec.grace, Duration::from_secs(3));
+        host.drain().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refused_change_of_a_pipeline_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let plain = "[[pipelines]]\nname = \"p\"\nfrom = \"m/in\"\n";
+        let (mut host, file) = started(dir.path(), plain).await;
+        let before = host.spec.pipelines.clone();
+        write(&file, &format!("{plain}stages = [{{ plugin = \"./missing.wasm\" }}]\n"));
+        for _ in 0..2 {
+            host.reload().await.unwrap();
+            assert!(host.refused);
+            assert_eq!(host.spec.pipelines, before);
+            assert!(host.watched.iter().any(|path| path.ends_with("missing.wasm")), "{:?}", host.watched);
+        }
+        write(&file, plain);
+        host.changed(Changed { path: dir.path().join("missing.wasm") }).await;
+        assert!(!host.refused);
+        assert_eq!(host.watched, BTreeSet::from([absolute(&file)]));
+        host.drain().await.unwrap();
     }
 }

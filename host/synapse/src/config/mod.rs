@@ -197,17 +197,27 @@ pub struct Change {
     pub needs_restart: Vec<String>,
 }
 
-impl Change {
-    /// Whether nothing has to be done.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 impl HostSpec {
     /// How `path` is kept, whether the file names it or not.
     pub fn topic(&self, path: &TopicPath) -> TopicSpec {
         self.topics.get(path).cloned().unwrap_or_default()
+    }
+
+    /// What of `new` a host that runs `self` can use at once: all that [`Change::needs_restart`] names stays as it is.
+    #[must_use]
+    pub fn while_running(&self, mut new: Self) -> Self {
+        new.listen = self.listen;
+        new.data.clone_from(&self.data);
+        new.default_broker.clone_from(&self.default_broker);
+        new.control.clone_from(&self.control);
+        new.brokers.extend(self.brokers.clone());
+        for path in self.topics.keys().chain(&new.topics.keys().cloned().collect::<Vec<_>>()) {
+            let (kept, wanted) = (self.topic(path).partitions, new.topic(path).partitions);
+            if kept != wanted {
+                new.topics.entry(path.clone()).or_default().partitions = kept;
+            }
+        }
+        new
     }
 
     /// What a host that runs `self` has to do to run `new`.

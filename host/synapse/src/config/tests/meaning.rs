@@ -202,10 +202,10 @@ fn a_problem_knows_its_line_and_column() {
 #[test]
 fn only_what_differs_is_touched() {
     let old = accepted(FULL);
-    assert!(old.diff(&old.clone()).is_empty());
+    assert_eq!(old.diff(&old.clone()), Change::default());
 
     let comment = accepted(&format!("# a comment\n{}", FULL.replace("16 MiB", "16384 KiB")));
-    assert!(old.diff(&comment).is_empty());
+    assert_eq!(old.diff(&comment), Change::default());
 
     let new = accepted(
         &FULL
@@ -224,6 +224,9 @@ fn only_what_differs_is_touched() {
         needs_restart: Vec::new(),
     };
     assert_eq!(old.diff(&new), change);
+    let used = old.while_running(new.clone());
+    assert_eq!(used.grace, Duration::from_secs(5));
+    assert_eq!(old.diff(&used), change);
 }
 
 #[test]
@@ -250,6 +253,9 @@ fn what_needs_a_restart_is_named() {
         "topics.\"local/alerts\".partitions",
     ];
     assert_eq!(old.diff(&new).needs_restart, expected);
+    let used = old.while_running(new.clone());
+    assert_eq!(old.diff(&used).needs_restart, [""; 0]);
+    assert_eq!(used.pipelines, new.pipelines);
 }
 
 /// Run with `UPDATE_SCHEMA=1` to write the file anew.
