@@ -3,6 +3,7 @@
 //! Machines are noisy, so no figure stands alone: arms alternate round by round, each ratio is the median of the ratios
 //! within the rounds, and the baseline runs twice, so that the second (A/A) tells how much of a ratio is noise.
 
+mod latency;
 mod pipelines;
 mod redis_loops;
 mod stage;
@@ -89,7 +90,10 @@ pub fn run(args: &Args, runtime: &tokio::runtime::Runtime, out: &mut Output) -> 
     if wanted(Part::Redis) {
         let named = args.only.contains(&Part::Redis);
         match redis_loops::Server::start() {
-            Ok(server) => print(out, "redis → redis, exactly-once", "events/s", &bench.redis(&server)?)?,
+            Ok(server) => {
+                print(out, "redis → redis, exactly-once", "events/s", &bench.redis(&server)?)?;
+                print(out, "redis, time under way at 10,000 events/s", "µs", &bench.latency(&server)?)?;
+            }
             Err(error) if !named => out.note(format!("redis is left out: {error:#}"))?,
             Err(error) => return Err(error),
         }

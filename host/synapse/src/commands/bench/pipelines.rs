@@ -16,7 +16,7 @@ use synapse_engine::{Engine, Handle, Metrics, Options, PipelineState, Wish};
 use synapse_runtime::Runtime;
 
 use super::redis_loops::{Server, crate_loop, raw_loop};
-use super::{Arm, batch, stage};
+use super::{Arm, batch, latency, stage};
 
 /// Rows of each published batch.
 const ROWS: usize = 256;
@@ -72,6 +72,31 @@ impl Bench<'_> {
         Ok(arms.into())
     }
 
+    /// Microseconds from publishing to reading, without and with a pipeline in between.
+    pub(super) fn latency(&self, server: &Server) -> anyhow::Result<Vec<Arm>> {
+        let options = RedisOptions::new(server.url());
+        let broker: Arc<dyn Broker> = Arc::new(self.runtime.block_on(RedisBroker::connect(name(), options))?);
+        let names = [
+            "published and read, p50",
+            "published and read, p99",
+            "with the filter in between, p50",
+            "with the filter in between, p99",
+        ];
+        let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
+        let template = super::events(1).remove(0);
+        for round in 0..self.rounds {
+            let topics = [format!("near-{round}"), format!("far-{round}")].map(|topic| path(&topic));
+            let near = self.runtime.block_on(latency::measure(&broker, &topics[0], &topics[0], &template))?;
+            let far = self.while_running(&broker, self.spec(&format!("far-{round}"), true, &topics), |_| async {
+                latency::measure(&broker, &topics[0], &topics[1], &template).await
+            })?;
+            for (arm, value) in arms.iter_mut().zip(near.into_iter().chain(far)) {
+                arm.rounds.push(value);
+            }
+        }
+        Ok(arms.into())
+    }
+
     fn with_and_without(&self, broker: &Arc<dyn Broker>) -> anyhow::Result<Vec<Arm>> {
         let last = self.fill(broker.as_ref())?;
         let names = ["pipeline without stages", "pipeline without stages again (A/A)", "pipeline with the filter"];
@@ -106,6 +131,21 @@ impl Bench<'_> {
 
     /// Events a second of one new pipeline over the whole input, counted when the last one's effects are durable.
     fn pipeline(&self, broker: &Arc<dyn Broker>, last: Offset, pipeline: &str, filtered: bool) -> anyhow::Result<f64> {
+        let start = Instant::now();
+        let spec = self.spec(pipeline, filtered, &[path("in"), path("out")]);
+        self.while_running(broker, spec, |handle| async move {
+            until(&handle, last).await?;
+            Ok((self.events.div_ceil(ROWS) * ROWS) as f64 / start.elapsed().as_secs_f64())
+        })
+    }
+
+    /// Does something while an engine runs one pipeline.
+    fn while_running<T, F: Future<Output = anyhow::Result<T>>>(
+        &self,
+        broker: &Arc<dyn Broker>,
+        spec: PipelineSpec,
+        work: impl FnOnce(Handle) -> F,
+    ) -> anyhow::Result<T> {
         let guests = tokio::runtime::Builder::new_multi_thread().enable_time().build()?;
         let (engine, handle) = Engine::new(Options {
             brokers: Brokers::from_iter([Arc::clone(broker)]),
@@ -116,28 +156,26 @@ impl Bench<'_> {
             metrics: Metrics::register(&prometheus::Registry::new()),
             limit: BatchLimit::default(),
         });
-        let rate = self.runtime.block_on(async {
+        let done = self.runtime.block_on(async {
             let running = tokio::spawn(engine.run());
-            let start = Instant::now();
-            handle.apply(Wish { pipelines: vec![self.spec(pipeline, filtered)], ..Wish::default() }).await?;
-            until(&handle, last).await?;
-            let rate = (self.events.div_ceil(ROWS) * ROWS) as f64 / start.elapsed().as_secs_f64();
+            handle.apply(Wish { pipelines: vec![spec], ..Wish::default() }).await?;
+            let done = work(handle.clone()).await?;
             handle.drain(std::time::Duration::from_secs(10))?;
             running.await?;
-            anyhow::Ok(rate)
+            Ok(done)
         });
         guests.shutdown_background();
-        rate
+        done
     }
 
-    fn spec(&self, pipeline: &str, filtered: bool) -> PipelineSpec {
+    fn spec(&self, pipeline: &str, filtered: bool, [from, to]: &[TopicPath; 2]) -> PipelineSpec {
         let name: Label = pipeline.parse().expect("a valid name");
         let filter = stage::spec(name.clone(), PluginRef::File(self.component.clone()), InstanceMode::Lane);
         PipelineSpec {
             name,
             tenant: "default".parse().expect("a valid name"),
-            from: vec![path("in")],
-            to: vec![SinkSpec { topic: path("out"), encoding: Encoding::default() }],
+            from: vec![from.clone()],
+            to: vec![SinkSpec { topic: to.clone(), encoding: Encoding::default() }],
             dead_letters: path("dead"),
             read: ReadMode::Cursor,
             parallel: std::num::NonZeroUsize::MIN,
