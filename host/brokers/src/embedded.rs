@@ -169,7 +169,7 @@ pub enum Error {
     /// Acknowledged writes are missing.
     #[error(
         "the log in `{}` ends at write {found}, but writes up to {acknowledged} were acknowledged: \
-         part of its journal is lost; restore it from a copy, or accept the loss to go on without them",
+         part of its journal is lost; restore it from a copy",
         path.display()
     )]
     Lost {
@@ -525,6 +525,11 @@ impl Broker for EmbeddedLog {
             Err(panic) => return Err(shared.unreadable("a list of boundaries", panic)),
         };
         Ok(records.into_iter().map(|(_, boundary)| boundary).collect())
+    }
+
+    async fn health(&self) -> Result<(), BrokerError> {
+        self.shared().check_failure()?;
+        self.shared().check_disk()
     }
 }
 

@@ -153,13 +153,6 @@ impl RedisBroker {
         });
         Ok(Self { shared, publisher, _stopping: stop.drop_guard() })
     }
-
-    /// Ends its tasks and gives the leases of its lanes back, so that another host need not wait for them.
-    pub async fn close(self) {
-        self.shared.stop.cancel();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
-    }
 }
 
 /// A server that evicts keys would forget streams, cursors and leases.
@@ -270,5 +263,17 @@ impl Broker for RedisBroker {
 
     async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
         lane::boundaries(&self.shared, lane).await
+    }
+
+    async fn health(&self) -> Result<(), BrokerError> {
+        self.shared.control.ask("see whether it is there", &[b"PING"]).await?;
+        self.shared.check_server().await
+    }
+
+    /// Gives the leases of its lanes back, too, so that another host need not wait for them.
+    async fn close(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
     }
 }

@@ -161,8 +161,10 @@ async fn a_full_disk_is_refused_until_there_is_room() {
     let error = log.publish(&output(1..2, 10)).await.unwrap_err();
     assert_eq!(error.kind, BrokerErrorKind::Full);
     assert!(error.message.contains("204 MiB are free, and 204 MiB are kept free"), "{error}");
+    assert_eq!(log.health().await.unwrap_err().kind, BrokerErrorKind::Full);
     assert_eq!(log.failure(), None);
     free.store(205 << 20, Ordering::Relaxed);
+    log.health().await.unwrap();
     publish(&log, 1..2, 10).await;
     assert_eq!(read(&log, ReadFrom::Earliest).await.0, 0..2);
 }

@@ -14,6 +14,9 @@
 //!   The other effects then stay, and the commit says so and ends the pipeline.
 //! - the group was destroyed, so that its cursor cannot be moved: the cursor is written into a hash of ours in the same
 //!   transaction, too, and the group is made again from it, now or, after a crash, when the lane is opened.
+//! - the stream itself is gone, or has another name since its topic got partitions: the group is told the cursor under the
+//!   new name, and the lane has to be opened again. A lane looks its stream's name up before it commits, so this takes
+//!   someone who renames it within a second.
 //!
 //! The cursor is the group's `last-delivered-id` while the group exists, so that other tools see and can move it.
 
@@ -301,6 +304,25 @@ struct Sent {
     counts: bool,
 }
 
+/// What became of the group's cursor in a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// It moved, or it did not have to.
+    Yes,
+    /// The group was destroyed.
+    NoGroup,
+    /// The stream is not there under its name.
+    NoStream,
+}
+
+impl Moved {
+    fn refused(line: &[u8]) -> Self {
+        // Servers say so in the same words since streams exist.
+        let no_key = b"requires the key to exist";
+        if line.windows(no_key.len()).any(|part| part == no_key) { Self::NoStream } else { Self::NoGroup }
+    }
+}
+
 impl Lane {
     fn fenced(&self) -> BrokerError {
         let (lane, doing) = (&self.key, &self.doing);
@@ -351,6 +373,9 @@ impl Lane {
             Health::Fenced => return Err(self.fenced()),
             Health::Broken => return Err(self.shared.node.lost(&self.doing, &"an earlier commit did not end")),
         }
+        if !effects.covered.is_empty() {
+            self.check_stream().await?;
+        }
         let covered = effects.covered.iter().map(|&at| entry_id(&self.shared.control, at));
         let covered = covered.collect::<Result<Vec<_>, _>>()?;
         let mut layouts = Vec::with_capacity(effects.outputs.len());
@@ -369,6 +394,39 @@ impl Lane {
             Err(_) => self.lose(Health::Broken),
         }
         done
+    }
+
+    /// A topic that gets partitions takes its stream along under another name: then nothing is to be had here any more.
+    async fn check_stream(&mut self) -> Result<(), BrokerError> {
+        let at = &self.key.partition;
+        let layout = self.shared.topics.layout(&at.topic.topic).await?;
+        if !layout.exists || layout.keys.get(at.partition as usize) == Some(&self.stream) {
+            return Ok(());
+        }
+        self.lose(Health::Broken);
+        Err(self.stream_is_gone())
+    }
+
+    fn stream_is_gone(&self) -> BrokerError {
+        let (lane, doing, stream) = (&self.key, &self.doing, &self.stream);
+        self.shared.node.error(
+            BrokerErrorKind::Unavailable,
+            format_args!(
+                "could not {doing}: its stream `{stream}` was renamed or deleted; lane `{lane}` is opened again"
+            ),
+        )
+    }
+
+    /// What was committed while the stream got another name is told to the group under that name.
+    async fn follow_stream(&mut self) -> Result<(), BrokerError> {
+        let at = &self.key.partition;
+        let layout = self.shared.topics.ask(&at.topic.topic).await?;
+        let Some(stream) = layout.keys.get(at.partition as usize).filter(|stream| **stream != self.stream) else {
+            return Ok(());
+        };
+        let (group, cursor) = (self.key.pipeline.as_str().as_bytes(), self.cursor.to_string());
+        let arguments: &[&[u8]] = &[b"XGROUP", b"SETID", stream.as_bytes(), group, cursor.as_bytes()];
+        self.shared.control.ask(&self.doing, arguments).await.map(drop)
     }
 
     async fn transact(
@@ -402,8 +460,13 @@ impl Lane {
         if sent.counts {
             self.count().await?;
         }
-        if !moved {
-            self.make_group().await?;
+        match moved {
+            Moved::Yes => {}
+            Moved::NoGroup => self.make_group().await?,
+            Moved::NoStream => {
+                self.follow_stream().await?;
+                return Err(self.stream_is_gone());
+            }
         }
         for (output, layout) in effects.outputs.iter().zip(layouts) {
             if self.shared.retention.added(&output.topic.topic, layout, output.events.len()) {
@@ -473,8 +536,8 @@ impl Lane {
         sent.queued += 1;
     }
 
-    /// Reads the replies up to that of `EXEC`; tells whether the group's cursor moved, or none had to.
-    async fn executed(&mut self, sent: &Sent) -> Result<bool, BrokerError> {
+    /// Reads the replies up to that of `EXEC`; tells whether the group's cursor moved.
+    async fn executed(&mut self, sent: &Sent) -> Result<Moved, BrokerError> {
         let mut refused = None;
         for _ in 0..=sent.queued {
             let line = self.wire.scan(&self.doing, |scanner| Ok(scanner.outcome()?.map(<[u8]>::to_vec))).await?;
@@ -491,13 +554,13 @@ impl Lane {
             // Nothing was executed; the reason is with the command that was refused.
             Err(line) => return Err(self.shared.node.refused(&self.doing, &refused.unwrap_or(line))),
         }
-        let mut moved = true;
+        let mut moved = Moved::Yes;
         let mut failed = None;
         for index in 0..sent.queued {
             let line = self.wire.scan(&self.doing, |scanner| Ok(scanner.outcome()?.map(<[u8]>::to_vec))).await?;
             match line {
                 None => {}
-                Some(_) if sent.moves == Some(index) => moved = false,
+                Some(line) if sent.moves == Some(index) => moved = Moved::refused(&line),
                 Some(line) => failed = failed.or(Some((index, line))),
             }
         }

@@ -110,7 +110,8 @@ impl Topics {
         self.remembered.lock().expect("nothing panics while it holds this lock")
     }
 
-    async fn ask(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
+    /// As [`Topics::layout`], as it is now.
+    pub(super) async fn ask(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
         let doing = format!("look topic `{topic}` up");
         if topic.as_str().starts_with(PREFIX) {
             return Err(self.control.node.invalid(format_args!(

@@ -5,7 +5,7 @@ use synapse_core::spec::{Encoding, ReadFrom, ReadMode, TopicSpec};
 use synapse_core::{Broker, Offset, Output};
 
 use crate::support::{
-    LIMIT, PATIENCE, RedisServer, assert_kind, covering, ids, lane, next, open, output, path, poll, publish,
+    LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, path, poll, publish,
 };
 
 #[tokio::test]
@@ -89,6 +89,34 @@ async fn a_topic_that_grows_takes_its_stream_along() {
     assert_eq!(next(&mut *source, 2).await.0, ids(1..3));
     let names: Vec<_> = broker.topics().await.unwrap().into_iter().map(|topic| topic.name.to_string()).collect();
     assert_eq!(names, ["in"]);
+}
+
+/// The lane notices, whether it knows of the new names already or not, and its effects happen once.
+#[tokio::test]
+async fn a_topic_that_grows_under_a_lane_has_it_opened_again() {
+    let server = RedisServer::start(&[]);
+    for (name, grows_here) in [("known", true), ("unknown", false)] {
+        let (broker, other) = (server.broker().await, server.peer("other").await);
+        let topic = name.parse().unwrap();
+        let offsets = publish(&broker, name, 0..3).await;
+        let spec = lane(name, ReadMode::Cursor);
+        let (mut committer, source) = open(&broker, &spec).await;
+        let out = format!("{name}-out");
+        committer.commit(&covering(&offsets[..1], vec![output(&out, 0..1)])).await.unwrap();
+        let two = TopicSpec { partitions: 2.try_into().unwrap(), ..TopicSpec::default() };
+        if grows_here { &broker } else { &other }.ensure_topic(&topic, &two).await.unwrap();
+        let told = committer.commit(&covering(&offsets[1..2], vec![output(&out, 1..2)])).await;
+        assert_kind(told, BrokerErrorKind::Unavailable, "was renamed or deleted");
+        drop((committer, source));
+        assert_eq!(server.cli(&["EXISTS", name]), "0");
+
+        let (mut committer, mut source) = open(&broker, &spec).await;
+        let done = all_ids(&broker, &out).await.len();
+        let (read, offsets, _) = next(&mut *source, 3 - done).await;
+        assert_eq!(read, ids(done..3));
+        committer.commit(&covering(&offsets, vec![output(&out, done..3)])).await.unwrap();
+        assert_eq!(all_ids(&broker, &out).await, ids(0..3));
+    }
 }
 
 /// The cursor is the group's: who moves it moves the lane.
