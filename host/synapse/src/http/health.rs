@@ -7,7 +7,6 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::join_all;
 use prometheus::TextEncoder;
-use synapse_core::topic::TopicName;
 use synapse_engine::{Health, PipelineState};
 use tokio::time::{Duration, timeout};
 
@@ -45,19 +44,15 @@ pub(super) async fn ready(State(host): State<Host>) -> Response {
     (status, Json(readiness)).into_response()
 }
 
-/// Asks every broker for something small.
+/// Which brokers cannot be reached or take no writes.
 async fn brokers_away(host: &Host) -> Vec<String> {
-    let any: TopicName = "_synapse".parse().expect("a constant name is valid");
-    let asked = host.api.0.brokers.all().into_iter().map(|broker| {
-        let any = &any;
-        async move {
-            match timeout(BROKER_WAIT, broker.topic(any)).await {
-                Ok(Ok(_)) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => {
-                    let seconds = BROKER_WAIT.as_secs();
-                    Some(format!("broker `{}`: no answer within {seconds} s", broker.name()))
-                }
+    let asked = host.api.0.brokers.all().into_iter().map(|broker| async move {
+        match timeout(BROKER_WAIT, broker.health()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => {
+                let seconds = BROKER_WAIT.as_secs();
+                Some(format!("broker `{}`: no answer within {seconds} s", broker.name()))
             }
         }
     });

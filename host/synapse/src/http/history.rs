@@ -37,6 +37,9 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Bytes in memory for all partitions of one request, as far as single events do not take more.
 const READ_BYTES: usize = 4 << 20;
 
+/// Entries that are no events at which a page ends early.
+const PAGE_UNDECODABLE: usize = 1_000;
+
 /// How long a broker may take to hand out what it says it has.
 const POLL_WAIT: Duration = Duration::from_secs(2);
 
@@ -125,7 +128,8 @@ pub(super) async fn events(
         None => PAGE_EVENTS,
     };
     let range = Range { path, kind: wanted.kind()?, from, to };
-    let reading = Reading::open(broker.as_ref(), &info, range).await?;
+    let undecodable_max = (!lines).then_some(PAGE_UNDECODABLE);
+    let reading = Reading::open(broker.as_ref(), &info, range, undecodable_max).await?;
     if lines { Ok(as_lines(host, reading, limit)) } else { as_page(&host, reading, limit).await }
 }
 
@@ -146,7 +150,7 @@ async fn as_page(host: &Host, mut reading: Reading, limit: usize) -> Result<Resp
         while count < limit && json.len() < PAGE_BYTES {
             let comma = if count == 0 { "" } else { "," };
             if !reading.next(comma, &mut json).await? {
-                return Ok(false);
+                break;
             }
             count += 1;
         }
@@ -207,6 +211,8 @@ struct Reading {
     heads: Vec<Head>,
     limit: BatchLimit,
     undecodable: Vec<(u32, Offset, String)>,
+    /// With so many of them nothing more is polled; without a number they are passed over.
+    undecodable_max: Option<usize>,
 }
 
 /// One partition of it.
@@ -228,18 +234,27 @@ struct Head {
 }
 
 impl Reading {
-    async fn open(broker: &dyn Broker, info: &TopicInfo, range: Range) -> Result<Self, BrokerError> {
+    async fn open(
+        broker: &dyn Broker,
+        info: &TopicInfo,
+        range: Range,
+        undecodable_max: Option<usize>,
+    ) -> Result<Self, BrokerError> {
         let heads = (0..).zip(&info.partitions).map(|(partition, info)| head(broker, &range, partition, info));
         let heads: Vec<Head> = try_join_all(heads).await?.into_iter().flatten().collect();
         let bytes_max = (READ_BYTES / heads.len().max(1)).clamp(4 << 10, PIECE_BYTES);
         let limit = BatchLimit { bytes_max, ..BatchLimit::default() };
-        Ok(Self { range, heads, limit, undecodable: Vec::new() })
+        Ok(Self { range, heads, limit, undecodable: Vec::new(), undecodable_max })
     }
 
-    /// Appends `before` and the next event that is wanted, and tells whether there was one.
+    /// Appends `before` and the next event that is wanted, and tells whether there was one that could be had.
     async fn next(&mut self, before: &str, out: &mut Vec<u8>) -> Result<bool, BrokerError> {
         loop {
             self.fill().await?;
+            if self.heads.iter().any(|head| head.row == head.rows) {
+                // Too many entries that are no events: what this partition has next is not known.
+                return Ok(false);
+            }
             let first = self.heads.iter_mut().filter(|head| head.row < head.rows).min_by_key(|head| head.time());
             let Some(head) = first else { return Ok(false) };
             let (partition, offset) = (head.partition, head.batch.offsets[head.row]);
@@ -261,14 +276,18 @@ impl Reading {
     /// Whether anything is left, of whatever type.
     async fn has_more(&mut self) -> Result<bool, BrokerError> {
         self.fill().await?;
-        Ok(self.heads.iter().any(|head| head.row < head.rows))
+        Ok(!self.heads.is_empty())
     }
 
-    /// Makes sure that every partition which has something left has a row ready.
+    /// Makes sure that every partition which has something left has a row ready, unless too many entries are no events.
     async fn fill(&mut self) -> Result<(), BrokerError> {
-        let limit = self.limit;
+        let (limit, undecodable_max) = (self.limit, self.undecodable_max);
+        if undecodable_max.is_some_and(|max| self.undecodable.len() >= max) {
+            self.heads.retain(|head| head.row < head.rows || !head.finished);
+            return Ok(());
+        }
         let empty = self.heads.iter_mut().filter(|head| head.row == head.rows && !head.finished);
-        let polled = try_join_all(empty.map(|head| head.fill(limit))).await?;
+        let polled = try_join_all(empty.map(|head| head.fill(limit, undecodable_max))).await?;
         self.undecodable.extend(polled.into_iter().flatten());
         for head in &self.heads {
             head.pass(&mut self.range.from);
@@ -331,14 +350,22 @@ impl Head {
         offset <= self.last && self.end.is_none_or(|end| offset < end)
     }
 
-    /// Polls until a row is there or the range is at its end. Hands out what was no event.
-    async fn fill(&mut self, limit: BatchLimit) -> Result<Vec<(u32, Offset, String)>, BrokerError> {
+    /// Polls until a row is there, the range is at its end, or too many entries were no events. Hands these out, if
+    /// there is a bound on them.
+    async fn fill(
+        &mut self,
+        limit: BatchLimit,
+        undecodable_max: Option<usize>,
+    ) -> Result<Vec<(u32, Offset, String)>, BrokerError> {
         let mut undecodable = Vec::new();
-        while self.row == self.rows && !self.finished {
+        let is_full = |undecodable: &Vec<_>| undecodable_max.is_some_and(|max| undecodable.len() >= max);
+        while self.row == self.rows && !self.finished && !is_full(&undecodable) {
             let batch = self.source.poll(limit, self.wait).await?;
             (self.row, self.rows) = (0, batch.offsets.iter().take_while(|offset| self.within(**offset)).count());
             let found = batch.undecodable.iter().filter(|entry| self.within(entry.offset));
-            undecodable.extend(found.map(|entry| (self.partition, entry.offset, entry.reason.clone())));
+            if undecodable_max.is_some() {
+                undecodable.extend(found.map(|entry| (self.partition, entry.offset, entry.reason.clone())));
+            }
             self.covered = batch.covered().filter(|offset| self.within(*offset)).max();
             // An empty batch: what was there when the request came has been trimmed since.
             self.finished =

@@ -169,3 +169,26 @@ async fn pipelines_show_how_they_are() {
     insta::assert_snapshot!("pipeline_copy", text(&host.get("/v1/pipelines/copy").await.ok()));
     insta::assert_snapshot!("pipeline_history", text(&host.get("/v1/pipelines/copy/history").await.ok()));
 }
+
+#[tokio::test]
+async fn a_page_ends_where_too_many_entries_are_no_events() {
+    let host = Host::with(Extras { brokers: vec![Odd::broker("odd", None)], ..Extras::default() }).await;
+    let (mut pages, mut found, mut next) = (0, 0, "earliest".to_owned());
+    loop {
+        let page = host.get(&format!("/v1/topics/garbage/events?broker=odd&from={next}")).await.ok();
+        assert_eq!(page["events"], json!([]));
+        for entry in page["undecodable"].as_array().unwrap() {
+            assert_eq!(entry["position"], json!(format!("odd/garbage/0/{found}")));
+            found += 1;
+        }
+        pages += 1;
+        match page["next"].as_str() {
+            Some(place) => place.clone_into(&mut next),
+            None => break,
+        }
+    }
+    assert_eq!((pages, found), (3, GARBAGE));
+    let lines =
+        host.ask("GET", "/v1/topics/garbage/events?broker=odd", &[("accept", "application/x-ndjson")], "").await;
+    assert_eq!((lines.status.as_u16(), lines.text()), (200, ""));
+}

@@ -397,14 +397,26 @@ impl Broker for Odd {
     }
 
     async fn topic(&self, topic: &TopicName) -> Result<Option<TopicInfo>, BrokerError> {
-        self.answer((topic.as_str() == "mixed").then(|| self.info(topic)))
+        self.answer(match topic.as_str() {
+            "mixed" => Some(self.info(topic)),
+            "garbage" => {
+                let [earliest, latest] = [0, GARBAGE - 1].map(|number| Some(Offset::Number(number)));
+                let partition = PartitionInfo { earliest, latest, events: GARBAGE, bytes: None };
+                Some(TopicInfo { name: topic.clone(), partitions: vec![partition] })
+            }
+            _ => None,
+        })
     }
 
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
         self.answer(vec![(0, Offset::Number(6)); output.events.len()])
     }
 
-    async fn read(&self, _: &TopicName, _: u32, _: ReadFrom) -> Result<Box<dyn Source>, BrokerError> {
+    async fn read(&self, topic: &TopicName, _: u32, from: ReadFrom) -> Result<Box<dyn Source>, BrokerError> {
+        if topic.as_str() == "garbage" {
+            let next = if let ReadFrom::After(Offset::Number(number)) = from { number + 1 } else { 0 };
+            return self.answer(Box::new(GarbageSource { next }));
+        }
         self.answer(Box::new(OddSource { read: false }))
     }
 
@@ -414,6 +426,31 @@ impl Broker for Odd {
 
     async fn boundaries(&self, _: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
         self.answer(Vec::new())
+    }
+
+    async fn health(&self) -> Result<(), BrokerError> {
+        self.answer(())
+    }
+}
+
+/// How many entries the topic `garbage` has, none of them an event.
+pub(crate) const GARBAGE: u64 = 2_500;
+
+struct GarbageSource {
+    next: u64,
+}
+
+#[async_trait]
+impl Source for GarbageSource {
+    async fn poll(&mut self, _: BatchLimit, _: Duration) -> Result<SourceBatch, BrokerError> {
+        let numbers = self.next..GARBAGE.min(self.next + 400);
+        self.next = numbers.end;
+        let undecodable = numbers.map(|number| synapse_core::broker::Undecodable {
+            offset: Offset::Number(number),
+            reason: "not JSON".to_owned(),
+            bytes: b"{".to_vec(),
+        });
+        Ok(SourceBatch { undecodable: undecodable.collect(), ..SourceBatch::default() })
     }
 }
 
