@@ -16,7 +16,7 @@ use synapse_core::spec::{
 use synapse_core::topic::{BrokerName, Label, TopicPath};
 
 use super::raw::{self, BrokerKind, Parsed, Size, Span, not_a_name};
-use super::read::{At, Key, List, Map, OneOrMany, Place, Reader, Text, joined, nearest, quoted};
+use super::read::{At, Key, List, Map, OneOrMany, Place, Reader, Text, joined, nearest, not_available, quoted};
 use super::{BrokerSpec, BrokerUrl, HostSpec};
 
 /// The name of the embedded broker.
@@ -127,8 +127,12 @@ impl Check<'_, '_> {
     /// The address is never shown: it may hold a password.
     fn url(&mut self, url: &At<Text>, key: &str) -> Option<BrokerUrl> {
         let text = &url.value.value;
+        if text.starts_with("rediss://") {
+            self.reader.problem(url.place, key, not_available("TLS to a Redis server (\"rediss://\") is"));
+            return None;
+        }
         let names_a_server = match text.split_once("://") {
-            Some(("redis" | "rediss", rest)) => {
+            Some(("redis", rest)) => {
                 let server = rest.rsplit_once('@').map_or(rest, |(_, server)| server);
                 !server.is_empty() && !server.starts_with([':', '/', '?'])
             }
@@ -138,8 +142,8 @@ impl Check<'_, '_> {
         if names_a_server && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Some(BrokerUrl(text.clone()));
         }
-        let message = "is not the address of a Redis server, such as \"redis://127.0.0.1:6379\", \
-                       \"rediss://host:6380\" or \"redis+unix:///run/redis.sock\"";
+        let message = "is not the address of a Redis server, such as \"redis://127.0.0.1:6379\" or \
+                       \"redis+unix:///run/redis.sock\"";
         self.reader.problem(url.place, key, message);
         None
     }
@@ -412,7 +416,7 @@ impl Check<'_, '_> {
     fn stage(&mut self, stage: raw::Stage, names: &mut Names) -> Option<StageSpec> {
         let limits = self.limits(stage.limits);
         let routes = self.routes(stage.routes);
-        let grants = self.grants(stage.grants);
+        self.grants(stage.grants);
         let plugin = stage.plugin.here();
         let path = plugin.as_ref().and_then(|plugin| self.plugin(plugin));
         let name = match stage.name {
@@ -427,7 +431,7 @@ impl Check<'_, '_> {
             name: name?,
             plugin: path?,
             config: stage.config.here().map_or_else(|| serde_json::json!({}), |config| config.value.0),
-            grants,
+            grants: Vec::new(),
             routes: routes?,
             limits,
             on_error: stage.on_error.here().map_or(OnError::default(), |on_error| on_error.value.0),
@@ -468,16 +472,13 @@ impl Check<'_, '_> {
         Some(name)
     }
 
-    fn grants(&mut self, grants: Key<List<raw::Choice<raw::Grant>>>) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
+    /// Plugins are given nothing beyond the log yet: whatever is named is noted.
+    fn grants(&mut self, grants: Key<List<raw::Choice<raw::Grant>>>) {
         for At { value: raw::Choice(raw::Grant(name)), place } in grants.here().map_or(Vec::new(), |at| at.value.items)
         {
-            if names.iter().any(|other| other == name) {
-                self.reader.problem(place, "pipelines.stages.grants", format!("\"{name}\" is named twice"));
-            }
-            names.push(name.to_owned());
+            let message = not_available(&format!("the grant \"{name}\" is"));
+            self.reader.problem(place, "pipelines.stages.grants", message);
         }
-        names
     }
 
     fn routes(&mut self, routes: Key<List<Text>>) -> Option<Vec<RoutePattern>> {
@@ -514,7 +515,7 @@ impl Check<'_, '_> {
         let Some(At { value: limits, .. }) = limits.here() else { return default };
         let key = |name: &str| format!("pipelines.stages.limits.{name}");
         let bytes = |size: Option<u64>, default| size.and_then(|size| usize::try_from(size).ok()).unwrap_or(default);
-        let memory = self.bounded(limits.memory, &key("memory"), Size(64 << 10)..=Size(4 << 30));
+        let memory = self.bounded(limits.memory, &key("memory"), Size(64 << 10)..=Size(1 << 30));
         let cpu = Span(Duration::from_millis(1))..=Span(Duration::from_secs(600));
         let output = self.bounded(limits.output, &key("output"), Size(1 << 10)..=Size(1 << 30));
         let lines = limits.log_lines.here().and_then(|count| u32::try_from(count.value.0).ok());

@@ -106,7 +106,8 @@ tables! {
             data: Text,
             /// The broker of topics that are written without one. Default "local".
             default_broker: Text,
-            /// The topic that the hosts of a fleet share their state through. Default "local/_synapse".
+            /// The topic that the hosts of a fleet share their state through; kept free, not used yet. Default
+            /// "local/_synapse".
             control: Text,
             /// How long lanes may take to end their work when the host is stopped. Default "10s".
             grace: Parsed<Span>,
@@ -120,7 +121,7 @@ tables! {
             kind: Choice<BrokerKind>,
         }
         optional {
-            /// Redis only, and needed there: redis://, rediss://, or redis+unix:// for a socket.
+            /// Redis only, and needed there: redis://, or redis+unix:// for a socket.
             url: Text,
             /// Redis only: for how long a host owns a partition without renewing. Default "15s".
             lease: Parsed<Span>,
@@ -224,7 +225,7 @@ tables! {
     /// The bounds of a plugin's sandbox.
     Limits in "limits" {
         optional {
-            /// Linear memory of an instance. Default "64 MiB".
+            /// Linear memory of an instance, at most "1 GiB". Default "64 MiB".
             memory: Parsed<Size>,
             /// Processor time of one call with one batch. Default "100ms".
             cpu: Parsed<Span>,

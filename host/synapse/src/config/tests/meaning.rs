@@ -47,7 +47,7 @@ start = "2026-01-31T12:00:00Z"
 name = "ready"
 plugin = "plugins/ready_only.wasm"
 config = { min-accuracy = 0.9, name = "${EMPTY:-m}", literal = "$${HOST}", on = 2026-01-31, deep = { list = [1, true] } }
-grants = ["state", "clock"]
+grants = []
 routes = ["platform-*", "local/**"]
 limits = { memory = "16 MiB", cpu = "20ms", output = "1 MiB", log-lines = 10 }
 on-error = "drop"
@@ -110,7 +110,7 @@ fn every_key_of_a_pipeline_says_what_it_says() {
         "min-accuracy": 0.9, "name": "m", "literal": "${HOST}", "on": "2026-01-31", "deep": { "list": [1, true] },
     });
     assert_eq!(stage.config, config);
-    assert_eq!(stage.grants, ["state", "clock"]);
+    assert_eq!(stage.grants, [""; 0]);
     let allows = |topic: &str| stage.routes.iter().any(|route| route.allows(&topic.parse().unwrap()));
     assert!(allows("bus/platform-events") && allows("local/any.thing"));
     assert!(!allows("local2/platform-events") && !allows("bus/alerts"));

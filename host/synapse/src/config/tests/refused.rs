@@ -300,7 +300,7 @@ plugin = "f.wasm"
 limits = { memory = "8 GiB", cpu = "0s", output = "1 B", log-lines = 0 }
 "#;
     assert_snapshot!(refused(file), @r#"
-    synapse.toml:6: pipelines.stages.limits.memory: must be from "64 KiB" to "4 GiB", not "8 GiB"
+    synapse.toml:6: pipelines.stages.limits.memory: must be from "64 KiB" to "1 GiB", not "8 GiB"
     synapse.toml:6: pipelines.stages.limits.cpu: must be from "1ms" to "10m", not "0s"
     synapse.toml:6: pipelines.stages.limits.output: must be from "1 KiB" to "1 GiB", not "1 B"
     synapse.toml:6: pipelines.stages.limits.log-lines: must be a whole number from 1 to 1000000, not 0
@@ -456,7 +456,8 @@ grants = ["stat", "network", "state", "state"]
     synapse.toml:7: pipelines.stages.instance: unknown word "lanes"; did you mean "lane"?
     synapse.toml:8: pipelines.stages.grants: unknown word "stat"; did you mean "state"?
     synapse.toml:8: pipelines.stages.grants: unknown word "network"; it must be one of "state", "services", "history", "metrics", "secrets", "clock"
-    synapse.toml:8: pipelines.stages.grants: "state" is named twice
+    synapse.toml:8: pipelines.stages.grants: the grant "state" is not available in this version
+    synapse.toml:8: pipelines.stages.grants: the grant "state" is not available in this version
     "#);
 
     let file = r#"
@@ -598,9 +599,16 @@ kind = "embedded"
     let file = r#"
 [brokers.bus]
 kind = "redis"
+url = "rediss://:${SECRET}@redis.internal"
+"#;
+    assert_snapshot!(refused(file), @r#"synapse.toml:3: brokers.bus.url: TLS to a Redis server ("rediss://") is not available in this version"#);
+
+    let file = r#"
+[brokers.bus]
+kind = "redis"
 url = "http://user:hunter2@h"
 "#;
-    assert_snapshot!(refused(file), @r#"synapse.toml:3: brokers.bus.url: is not the address of a Redis server, such as "redis://127.0.0.1:6379", "rediss://host:6380" or "redis+unix:///run/redis.sock""#);
+    assert_snapshot!(refused(file), @r#"synapse.toml:3: brokers.bus.url: is not the address of a Redis server, such as "redis://127.0.0.1:6379" or "redis+unix:///run/redis.sock""#);
 
     let file = r#"
 [brokers.bus]
@@ -804,7 +812,7 @@ control = "${SECRET_TOPIC}"
 kind = "redis"
 url = "redis//:${SECRET}@h"
 "#;
-    assert_snapshot!(refused(file), @r#"synapse.toml:3: brokers.bus.url: is not the address of a Redis server, such as "redis://127.0.0.1:6379", "rediss://host:6380" or "redis+unix:///run/redis.sock""#);
+    assert_snapshot!(refused(file), @r#"synapse.toml:3: brokers.bus.url: is not the address of a Redis server, such as "redis://127.0.0.1:6379" or "redis+unix:///run/redis.sock""#);
 
     let file = r#"
 [[pipelines]]
