@@ -283,3 +283,17 @@ async fn a_configured_topic_is_made_as_it_is_configured() {
     assert_eq!(topic["partitions"].as_array().unwrap().len(), 3);
     assert_eq!(topic["retention"], json!({"age-seconds": null, "bytes": null, "events": 5}));
 }
+
+#[tokio::test]
+async fn what_is_under_way_when_the_host_ends_is_answered() {
+    let (slow, held) = Odd::slow("slow");
+    let host = Host::with(Extras { brokers: vec![slow], ..Extras::default() }).await;
+    let ending = async {
+        held.begun.notified().await;
+        host.end();
+        held.pass.notify_one();
+    };
+    let (answer, ()) = tokio::join!(host.post("slow%2Fmixed", ONE, FULL), ending);
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+    assert_eq!(answer.json(), json!({"positions": ["slow/mixed/0/6"]}));
+}

@@ -32,7 +32,7 @@ use synapse_core::{
 };
 use synapse_engine::{Engine, Handle, Metrics, PipelineStatus, Wish};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -357,11 +357,26 @@ impl Stage for KeepAll {
 pub(crate) struct Odd {
     pub(crate) name: BrokerName,
     pub(crate) fails: Option<BrokerErrorKind>,
+    held: Option<Arc<Held>>,
+}
+
+/// Holds publishing back.
+#[derive(Default)]
+pub(crate) struct Held {
+    /// Told when it begins.
+    pub(crate) begun: Notify,
+    /// Lets it end.
+    pub(crate) pass: Notify,
 }
 
 impl Odd {
     pub(crate) fn broker(name: &str, fails: Option<BrokerErrorKind>) -> Arc<dyn Broker> {
-        Arc::new(Self { name: name.parse().unwrap(), fails })
+        Arc::new(Self { name: name.parse().unwrap(), fails, held: None })
+    }
+
+    pub(crate) fn slow(name: &str) -> (Arc<dyn Broker>, Arc<Held>) {
+        let held = Arc::<Held>::default();
+        (Arc::new(Self { name: name.parse().unwrap(), fails: None, held: Some(Arc::clone(&held)) }), held)
     }
 
     fn answer<T>(&self, value: T) -> Result<T, BrokerError> {
@@ -409,6 +424,10 @@ impl Broker for Odd {
     }
 
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
+        if let Some(held) = &self.held {
+            held.begun.notify_one();
+            held.pass.notified().await;
+        }
         self.answer(vec![(0, Offset::Number(6)); output.events.len()])
     }
 
