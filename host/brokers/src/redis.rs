@@ -253,7 +253,7 @@ impl Broker for RedisBroker {
             return Err(shared.no_topic(topic));
         }
         let key = shared.stream_of(topic, &layout, partition)?;
-        Ok(Box::new(StreamSource::open(&shared.control, &shared.clock, topic, partition, key, from).await?))
+        Ok(Box::new(StreamSource::open(shared, topic, partition, key, from).await?))
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {

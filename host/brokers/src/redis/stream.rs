@@ -12,18 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use synapse_core::broker::BatchLimit;
+use synapse_core::broker::{BatchLimit, BrokerErrorKind};
 use synapse_core::spec::ReadFrom;
 use synapse_core::{BrokerError, Offset, Source, SourceBatch, TopicName};
 use tokio::time::Instant;
 
+use super::Shared;
 use super::command::command;
 use super::control::Control;
 use super::page::{Entries, Pace, Page, Took};
 use super::resp::{EntryId, Reply, Scan, Scanner};
 use super::topics::StreamInfo;
 use super::wire::Wire;
-use crate::clock::Clock;
 
 /// How long a request waits on the server for entries, in milliseconds.
 const BLOCK_MS: u64 = 5_000;
@@ -33,7 +33,7 @@ const LOSS_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Reads a stream; see the module's page.
 pub(super) struct StreamSource {
     wire: Wire,
-    clock: Clock,
+    shared: Arc<Shared>,
     topic: TopicName,
     partition: u32,
     key: String,
@@ -62,13 +62,13 @@ enum Phase {
 impl StreamSource {
     /// Finds the place and connects.
     pub(super) async fn open(
-        control: &Control,
-        clock: &Clock,
+        shared: &Arc<Shared>,
         topic: &TopicName,
         partition: u32,
         key: &str,
         from: ReadFrom,
     ) -> Result<Self, BrokerError> {
+        let control = &shared.control;
         let doing = format!("read the stream `{key}`");
         let mut losses = Losses::default();
         let place = match from {
@@ -93,7 +93,7 @@ impl StreamSource {
         let wire = Wire::open(&control.node).await?;
         Ok(Self {
             wire,
-            clock: Arc::clone(clock),
+            shared: Arc::clone(shared),
             topic: topic.clone(),
             partition,
             key: key.to_owned(),
@@ -162,6 +162,18 @@ impl StreamSource {
         }
     }
 
+    /// A topic that gets partitions takes its stream along under another name, and nothing comes under this one any more.
+    async fn check_name(&mut self) -> Result<(), BrokerError> {
+        let layout = self.shared.topics.layout(&self.topic).await?;
+        if !layout.exists || layout.keys.get(self.partition as usize) == Some(&self.key) {
+            return Ok(());
+        }
+        Err(self.shared.node.error(
+            BrokerErrorKind::Unavailable,
+            format_args!("could not {}: it has another name since its topic got partitions; read it anew", self.doing),
+        ))
+    }
+
     /// Fills the page until it is full, the reply ends or `deadline` passes without an entry.
     async fn fill(&mut self, page: &mut Page<'_>, limit: BatchLimit, deadline: Instant) -> Result<(), BrokerError> {
         loop {
@@ -196,11 +208,12 @@ impl Source for StreamSource {
     async fn poll(&mut self, limit: BatchLimit, wait: Duration) -> Result<SourceBatch, BrokerError> {
         let deadline = Instant::now() + wait;
         let topic = self.topic.clone();
-        let mut page = Page::new(&topic, self.partition, limit, (self.clock)());
+        let mut page = Page::new(&topic, self.partition, limit, (self.shared.clock)());
         self.fill(&mut page, limit, deadline).await?;
         self.pace.saw(&page);
         if page.entries() == 0 {
             self.wire.rest();
+            self.check_name().await?;
         } else if self.phase == Phase::Idle {
             self.request(limit).await?;
         }

@@ -5,7 +5,8 @@ use synapse_core::spec::{Encoding, ReadFrom, ReadMode, TopicSpec};
 use synapse_core::{Broker, Offset, Output};
 
 use crate::support::{
-    LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, path, poll, publish,
+    GLANCE, LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, path, poll,
+    publish,
 };
 
 #[tokio::test]
@@ -100,13 +101,17 @@ async fn a_topic_that_grows_under_a_lane_has_it_opened_again() {
         let topic = name.parse().unwrap();
         let offsets = publish(&broker, name, 0..3).await;
         let spec = lane(name, ReadMode::Cursor);
-        let (mut committer, source) = open(&broker, &spec).await;
+        let (mut committer, mut source) = open(&broker, &spec).await;
+        next(&mut *source, 3).await;
         let out = format!("{name}-out");
         committer.commit(&covering(&offsets[..1], vec![output(&out, 0..1)])).await.unwrap();
         let two = TopicSpec { partitions: 2.try_into().unwrap(), ..TopicSpec::default() };
         if grows_here { &broker } else { &other }.ensure_topic(&topic, &two).await.unwrap();
         let told = committer.commit(&covering(&offsets[1..2], vec![output(&out, 1..2)])).await;
         assert_kind(told, BrokerErrorKind::Unavailable, "was renamed or deleted");
+        // Whoever waits for events is told, too.
+        let waited = source.poll(LIMIT, GLANCE).await;
+        assert_kind(waited, BrokerErrorKind::Unavailable, "has another name");
         drop((committer, source));
         assert_eq!(server.cli(&["EXISTS", name]), "0");
 
