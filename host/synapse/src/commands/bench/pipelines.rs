@@ -85,10 +85,11 @@ impl Bench<'_> {
         let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
         let template = super::events(1).remove(0);
         for round in 0..self.rounds {
-            let topics = [format!("near-{round}"), format!("far-{round}")].map(|topic| path(&topic));
-            let near = self.runtime.block_on(latency::measure(&broker, &topics[0], &topics[0], &template))?;
-            let far = self.while_running(&broker, self.spec(&format!("far-{round}"), true, &topics), |_| async {
-                latency::measure(&broker, &topics[0], &topics[1], &template).await
+            let near = path(&format!("near-{round}"));
+            let near = self.runtime.block_on(latency::measure(&broker, &near, &near, &template))?;
+            let far = [path(&format!("from-{round}")), path(&format!("to-{round}"))];
+            let far = self.while_running(&broker, self.spec(&format!("far-{round}"), true, &far), |_| async {
+                latency::measure(&broker, &far[0], &far[1], &template).await
             })?;
             for (arm, value) in arms.iter_mut().zip(near.into_iter().chain(far)) {
                 arm.rounds.push(value);
