@@ -183,10 +183,16 @@ impl Engine {
         let mut applied = Applied { ended: ended.clone(), ..Applied::default() };
         let (mut changes, mut starts) = (Vec::new(), Vec::new());
         for (name, spec) in wanted {
-            let running = self.lock().get(&name).map(|running| (running.spec.clone(), running.commands.clone()));
+            let running = self.lock().get(&name).map(|running| {
+                // A change that was refused and is wanted no more is forgotten by taking the old spec again.
+                let settled = running.status.borrow().status().refused.is_none();
+                (running.spec == spec && settled, running.commands.clone())
+            });
             match running {
-                Some((old, _)) if old == spec => {}
-                Some((_, commands)) => changes.push(async move { (change(&commands, spec.clone()).await, name, spec) }),
+                Some((true, _)) => {}
+                Some((false, commands)) => {
+                    changes.push(async move { (change(&commands, spec.clone()).await, name, spec) });
+                }
                 None => starts.push(spec),
             }
         }

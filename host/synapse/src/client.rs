@@ -12,7 +12,7 @@ pub mod topic;
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -35,6 +35,10 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// How long a host may take to take a connection, and to begin an answer.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a host that does not listen yet is waited for, and how often it is tried.
+const START_WAIT: Duration = Duration::from_secs(2);
+const CONNECT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Size in bytes of an answer that is taken in as a whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -202,11 +206,19 @@ impl Client {
         let request = request
             .body(Full::new(body))
             .map_err(|_| Error::Address { url: self.url.clone(), reason: "a request cannot be made of it" })?;
-        let answer = tokio::time::timeout(ANSWER_WAIT, self.pool.request(request)).await;
-        let answer = answer.map_err(|_| self.broken(format!("no answer within {} s", ANSWER_WAIT.as_secs())))?;
-        let response = answer.map_err(|error| {
-            if error.is_connect() { Error::Nobody { url: self.url.clone() } } else { self.broken(causes(&error)) }
-        })?;
+        let started = Instant::now();
+        let response = loop {
+            let answer = tokio::time::timeout(ANSWER_WAIT, self.pool.request(request.clone())).await;
+            match answer.map_err(|_| self.broken(format!("no answer within {} s", ANSWER_WAIT.as_secs())))? {
+                Ok(response) => break response,
+                // Nothing was sent. A host that was started a moment ago is about to listen.
+                Err(error) if error.is_connect() && started.elapsed() < START_WAIT => {
+                    tokio::time::sleep(CONNECT_AGAIN).await;
+                }
+                Err(error) if error.is_connect() => return Err(Error::Nobody { url: self.url.clone() }),
+                Err(error) => return Err(self.broken(causes(&error))),
+            }
+        };
         if response.status().is_success() { Ok(response) } else { Err(self.refused(response).await) }
     }
 

@@ -191,10 +191,6 @@ impl Host {
             tracing::warn!(key, "this key cannot change while the host runs; it is used after the next start");
         }
         let new = old.while_running(new);
-        if new == self.spec {
-            self.used(new, &Applied::default());
-            return Ok(());
-        }
         let mut opened = Vec::new();
         for name in &change.brokers_added {
             opened.push(brokers::open(name, &new.brokers[name], &self.spec.data).await?);

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 
 /// How often progress is shown: on a terminal in place, elsewhere as lines.
@@ -18,6 +19,8 @@ pub struct Output {
     json: bool,
     out: Box<dyn Write + Send>,
     notes: Box<dyn Write + Send>,
+    /// Whether `out` is the standard output.
+    standard: bool,
     /// Whether `notes` is a terminal, where lines can be written over.
     terminal: bool,
     shown: Option<Instant>,
@@ -29,12 +32,13 @@ impl Output {
     /// Standard output, and standard error for progress and notes.
     pub fn stdio(json: bool) -> Self {
         let terminal = io::stderr().is_terminal();
-        Self::new(json, Box::new(io::BufWriter::new(io::stdout())), Box::new(io::stderr()), terminal)
+        let out = Box::new(io::BufWriter::new(io::stdout()));
+        Self { standard: true, ..Self::new(json, out, Box::new(io::stderr()), terminal) }
     }
 
     /// Other places than the standard ones.
     pub fn new(json: bool, out: Box<dyn Write + Send>, notes: Box<dyn Write + Send>, terminal: bool) -> Self {
-        Self { json, out, notes, terminal, shown: None, unfinished: false }
+        Self { json, out, notes, standard: false, terminal, shown: None, unfinished: false }
     }
 
     /// Whether a machine reads.
@@ -95,6 +99,16 @@ impl Output {
     /// As the writer.
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+
+    /// Whether the reader of the standard output, a pipe, has gone.
+    pub fn reader_is_gone(&self) -> bool {
+        let stdout = io::stdout();
+        let mut look = [PollFd::new(&stdout, PollFlags::empty())];
+        // An error of the look itself says nothing about the reader.
+        self.standard
+            && rustix::event::poll(&mut look, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            && look[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
     }
 
     /// A word beside the output, for people.

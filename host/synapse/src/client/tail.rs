@@ -48,6 +48,9 @@ pub struct Args {
     pub limit: Option<u64>,
 }
 
+/// How often is looked whether anyone still reads.
+const READER_LOOK: Duration = Duration::from_millis(250);
+
 /// Runs the command until it is told to end.
 ///
 /// # Errors
@@ -70,6 +73,11 @@ pub async fn run(args: Args, client: &Client, out: &mut Output) -> anyhow::Resul
                 out.flush()?;
                 tokio::select! {
                     next = all.next() => next,
+                    // A reader that has gone is noticed without an event to write, too.
+                    () = tokio::time::sleep(READER_LOOK) => match out.reader_is_gone() {
+                        true => break,
+                        false => continue,
+                    },
                     interrupted = interrupt.as_mut() => {
                         interrupted?;
                         break;
@@ -216,7 +224,8 @@ fn line(topic: &TopicArg, json: &[u8]) -> String {
     let time = event.time.map_or_else(|| "-".to_owned(), |time| time.to_string());
     let key = event.partition_key.as_deref().unwrap_or("-");
     let texts = [event.kind.as_str(), event.id.as_str(), key].map(|text| escaped(&shortened(text, DATA_LETTERS)));
-    format!("{time}  {topic}  {}  {}", texts.join("  "), data(&event)).trim_end().to_owned()
+    let reason = event.attribute("dlreason").map(|reason| format!("  [{}]", escaped(reason))).unwrap_or_default();
+    format!("{time}  {topic}  {}  {}{reason}", texts.join("  "), data(&event)).trim_end().to_owned()
 }
 
 fn data(event: &Event) -> String {

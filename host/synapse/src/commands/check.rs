@@ -93,6 +93,13 @@ fn print(
     }
     out.line(format!("{} (tenant {})", pipeline.name, pipeline.tenant))?;
     out.line(format!("  {}", path.join(" → ")))?;
+    for (stage, (name, loaded)) in pipeline.stages.iter().zip(stages) {
+        if stage.routes.is_empty() && loaded.as_ref().is_ok_and(|info| info.kind == PluginKind::Router) {
+            out.line(format!(
+                "  warning: `{name}` is a router without `routes`: what it sends anywhere becomes a dead letter"
+            ))?;
+        }
+    }
     out.line(format!("  dead letters: {}", pipeline.dead_letters))?;
     Ok(out.line(format!("  {promise}: {}; {order}", guarantee.why))?)
 }

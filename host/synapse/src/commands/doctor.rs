@@ -1,8 +1,11 @@
 //! `synapse doctor`: what on this machine, or at the configured brokers, would keep a host or a plugin author from
 //! working, with the remedy.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::bail;
 use synapse_core::topic::TopicName;
@@ -85,8 +88,22 @@ fn wasm_target() -> Finding {
 fn listens(spec: &HostSpec) -> Result<String, String> {
     match std::net::TcpListener::bind(spec.listen) {
         Ok(_) => Ok(format!("{} is free", spec.listen)),
+        Err(_) if host_answers(spec.listen) => Ok(format!("a host is at work on {}", spec.listen)),
         Err(error) => Err(format!("{}: {error}; if that is not a host of yours, change `server.listen`", spec.listen)),
     }
+}
+
+/// Whether what listens there is a host.
+fn host_answers(address: SocketAddr) -> bool {
+    let asked = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        write!(stream, "GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = [0; 64];
+        let read = stream.read(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+    };
+    asked().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
 fn data(spec: &HostSpec) -> Result<String, String> {
