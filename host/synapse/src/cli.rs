@@ -40,7 +40,6 @@ enum Command {
     Check(ConfigFile),
     /// Look at this machine and the configured brokers for what would keep a host from working.
     Doctor(ConfigFile),
-    /// Publish events to a topic.
     Publish(client::publish::Args),
     /// Follow topics.
     Tail(client::tail::Args),

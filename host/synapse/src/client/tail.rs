@@ -1,7 +1,7 @@
 //! `synapse tail`: events of topics as they come.
 //!
-//! A connection that drops is taken up again where it ended, so nothing is missed and nothing comes twice. Text from
-//! events reaches a terminal only escaped.
+//! A connection that drops is taken up again where it ended, so nothing is missed and nothing comes twice. A topic that
+//! does not exist yet is waited for. Text from events reaches a terminal only escaped.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -23,7 +23,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How long to wait before connecting again: doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What the host says of a topic that does not exist.
+const UNKNOWN_TOPIC: &str = "urn:synapse:problem:unknown-topic";
 
 /// Letters of an event's data that are shown to people.
 const DATA_LETTERS: usize = 120;
@@ -117,7 +120,15 @@ fn follow<'a>(client: &'a Client, topic: &'a TopicArg, args: &Args) -> Items<'a>
     let mut parameters = vec![("from", args.from.as_str())];
     parameters.extend(args.kind.as_deref().map(|kind| ("type", kind)));
     let route = topic.route("/events", &parameters);
-    let following = Following { client, route, messages: None, last_id: None, retry: RETRY_FIRST, told: false };
+    let following = Following {
+        client,
+        route,
+        latest: args.from == "latest",
+        messages: None,
+        last_id: None,
+        retry: RETRY_FIRST,
+        awaited: None,
+    };
     let items = unfold(Some(following), move |following| async move {
         let mut following = following?;
         let item = following.next().await;
@@ -130,12 +141,14 @@ fn follow<'a>(client: &'a Client, topic: &'a TopicArg, args: &Args) -> Items<'a>
 struct Following<'a> {
     client: &'a Client,
     route: String,
+    /// Whether only new events are wanted.
+    latest: bool,
     messages: Option<Messages<Incoming>>,
     /// Where to go on. Once there is one, a host that is away is waited for.
     last_id: Option<String>,
     retry: Duration,
-    /// Whether it was said that the host is away.
-    told: bool,
+    /// What is to be said once that is there which is waited for.
+    awaited: Option<&'static str>,
 }
 
 impl Following<'_> {
@@ -167,19 +180,30 @@ impl Following<'_> {
             Ok(response) => {
                 self.messages = Some(Messages::new(response.into_body()));
                 self.retry = RETRY_FIRST;
-                let again = std::mem::take(&mut self.told);
-                Ok(again.then(|| "the host is back".to_owned()))
+                Ok(self.awaited.take().map(str::to_owned))
+            }
+            Err(Error::Refused(problem)) if problem.kind == UNKNOWN_TOPIC => {
+                if self.latest {
+                    // Whatever it will hold has come after us.
+                    self.last_id.get_or_insert_with(|| "*@earliest".to_owned());
+                }
+                Ok(self.wait("the topic is there", &problem.detail).await)
             }
             Err(error) if error.may_pass() && self.last_id.is_some() => {
-                if !std::mem::replace(&mut self.told, true) {
-                    return Ok(Some(format!("{error}; waiting for it to come back")));
-                }
-                tokio::time::sleep(self.retry).await;
-                self.retry = (self.retry * 2).min(RETRY_MAX);
-                Ok(None)
+                Ok(self.wait("the host is back", &error.to_string()).await)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Says the first time that it waits and why; waits later.
+    async fn wait(&mut self, for_what: &'static str, why: &str) -> Option<String> {
+        if self.awaited.replace(for_what) != Some(for_what) {
+            return Some(format!("{why}; waiting"));
+        }
+        tokio::time::sleep(self.retry).await;
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        None
     }
 
     fn item(&mut self, message: Message) -> Result<Option<Item>, Error> {

@@ -204,6 +204,38 @@ async fn tail_merges_topics_as_their_events_come() {
     assert_eq!(ids, numbers(0..20));
 }
 
+/// Waits until something is printed.
+async fn until(printed: &Printed, text: &str) {
+    let wait = async {
+        while !printed.text().contains(text) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("it is printed");
+}
+
+#[tokio::test]
+async fn tail_waits_for_a_topic_and_misses_nothing_of_it() {
+    let host = Host::start().await;
+    for (topic, words) in [("one", &[][..]), ("two", &["--from", "earliest"])] {
+        let (out, notes) = (Printed::default(), Printed::default());
+        let mut output = Output::new(true, Box::new(out.clone()), Box::new(notes.clone()), false);
+        let client = host.client();
+        let words = [&["synapse", "tail", topic, "--limit", "3"][..], words].concat();
+        let Cli::Tail(args) = Cli::try_parse_from(words).unwrap() else { unreachable!() };
+        let tailing = tokio::spawn(async move { tail::run(args, &client, &mut output).await });
+        until(&notes, "; waiting").await;
+        host.publish(topic, &events(0..3)).await;
+        tokio::time::timeout(PATIENCE, tailing).await.expect("it ends").unwrap().unwrap();
+        assert_eq!(out.text().lines().count(), 3);
+        let expected = format!(
+            "{topic}: there is no topic `{topic}` on broker `local`; it comes into being when something is published \
+             to it; waiting\n{topic}: the topic is there\n"
+        );
+        assert_eq!(notes.text(), expected);
+    }
+}
+
 #[tokio::test]
 async fn tail_goes_on_where_a_connection_dropped() {
     let mut host = Host::start().await;
@@ -214,17 +246,9 @@ async fn tail_goes_on_where_a_connection_dropped() {
     let words = ["synapse", "tail", "t", "--from", "earliest", "--limit", "10"];
     let Cli::Tail(args) = Cli::try_parse_from(words).unwrap() else { unreachable!() };
     let tailing = tokio::spawn(async move { tail::run(args, &client, &mut output).await });
-    let until = async |printed: &Printed, text: &str| {
-        let wait = async {
-            while !printed.text().contains(text) {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, wait).await.expect("it is printed");
-    };
     until(&out, r#""id":"4""#).await;
     host.ended().await;
-    until(&notes, "waiting for it to come back").await;
+    until(&notes, "; waiting").await;
     host.publish("t", &events(5..10)).await;
     host.serve_again().await;
     tokio::time::timeout(PATIENCE, tailing).await.expect("it ends").unwrap().unwrap();
@@ -251,7 +275,6 @@ async fn tail_tells_what_it_cannot_show() {
 #[tokio::test]
 async fn commands_say_what_the_host_says() {
     let host = Host::start().await;
-    insta::assert_snapshot!(run(&host, &["tail", "none"]).await.error(), @"there is no topic `none` on broker `local`; it comes into being when something is published to it");
     insta::assert_snapshot!(run(&host, &["topic", "show", "none"]).await.error(), @"there is no topic `none` on broker `local`; it comes into being when something is published to it");
     insta::assert_snapshot!(run(&host, &["pipeline", "show", "a b"]).await.error(), @"there is no pipeline `a b`; GET /v1/pipelines lists those there are");
     insta::assert_snapshot!(run(&host, &["topic", "list"]).await.ok(), @"no topics yet: one comes into being when something is published to it");
