@@ -185,7 +185,7 @@ impl Engine {
         for (name, spec) in wanted {
             let running = self.lock().get(&name).map(|running| {
                 // A change that was refused and is wanted no more is forgotten by taking the old spec again.
-                let settled = running.status.borrow().status().refused.is_none();
+                let settled = !running.status.borrow().has_refused();
                 (running.spec == spec && settled, running.commands.clone())
             });
             match running {
@@ -244,7 +244,7 @@ impl Engine {
         let mut status = running.status;
         drop(running.commands);
         // An error means that the pipeline's task has ended: then it has drained.
-        let _ = status.wait_for(|report| report.status().state == PipelineState::Ended).await;
+        let _ = status.wait_for(Report::has_ended).await;
     }
 
     async fn plugin_changed(&self, path: &std::path::Path) {

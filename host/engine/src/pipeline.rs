@@ -85,6 +85,16 @@ impl Report {
         Self { state: PipelineState::Starting, refused: None, stages: Vec::new(), lanes: BTreeMap::new() }
     }
 
+    /// Whether the pipeline has drained for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state == PipelineState::Ended
+    }
+
+    /// Whether a change of it was refused and nothing was used since.
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused.is_some()
+    }
+
     /// How things are now.
     pub(crate) fn status(&self) -> PipelineStatus {
         PipelineStatus {
