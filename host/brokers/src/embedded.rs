@@ -40,12 +40,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, Output, Reading, TopicInfo};
+use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::{ReadFrom, TopicSpec};
 use synapse_core::{Broker, BrokerError, BrokerName, Committer, Effects, Offset, Source, TopicName};
 
+use crate::alone::{self, Alone};
 use crate::clock::{Clock, system_clock};
 use files::{Lock, LockError, Witness};
-use format::{FORMAT, FORMAT_KEY, GROUP_KEY, LaneName, Place};
+use format::{FORMAT, FORMAT_KEY, GROUP_KEY, LaneName, LaneRecord, Place};
 use queue::Queue;
 use source::LogSource;
 use store::{ReadError, Store};
@@ -487,6 +489,30 @@ impl Broker for EmbeddedLog {
             ReadFrom::After(offset) => Place::Next(self.number(offset)?.saturating_add(1)),
         };
         Ok(Box::new(LogSource::new(self.clone(), topic.clone(), found, place)))
+    }
+
+    async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
+        Ok(Box::new(Alone::new(self.clone(), share)))
+    }
+
+    async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
+        let mut places = Vec::new();
+        for lane in alone::lanes(self, share).await? {
+            let span = self.partition(&lane.partition.topic.topic, lane.partition.partition)?.span();
+            let stored = self.shared().store.record::<LaneRecord>(&LaneName::new(&lane).key());
+            let stored = stored.map_err(|error| self.shared().unreadable("the place of a lane", error))?;
+            let next = match stored.as_ref().map(|record| record.place) {
+                Some(Place::Next(next)) => next,
+                Some(Place::Time(_)) | None => span.earliest,
+            };
+            places.push(LanePlace {
+                owner: None,
+                committed: next.checked_sub(1).map(Offset::Number),
+                lag: stored.map(|_| span.end.saturating_sub(next.max(span.earliest))),
+                partition: lane.partition,
+            });
+        }
+        Ok(places)
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {

@@ -2,6 +2,7 @@
 //!
 //! This crate must not know the engine, plugins or wasm.
 
+mod alone;
 pub mod clock;
 #[doc(hidden)]
 pub mod contract;

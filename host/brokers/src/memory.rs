@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use synapse_core::broker::{
     BatchLimit, Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, PartitionInfo, Reading, TopicInfo,
 };
+use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::{ReadFrom, Retention, Start, TopicSpec};
 use synapse_core::{
     Batch, Broker, BrokerError, BrokerName, Committer, Effects, Offset, Output, Source, SourceBatch, Timestamp,
@@ -21,6 +22,7 @@ use synapse_core::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::alone::{self, Alone};
 use crate::clock::{Clock, system_clock};
 use crate::rows::{Page, spread};
 
@@ -272,6 +274,31 @@ impl Broker for MemoryBroker {
         };
         let end = found.end.subscribe();
         Ok(Box::new(MemorySource { broker: self.clone(), topic: topic.clone(), partition, place, end }))
+    }
+
+    async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
+        Ok(Box::new(Alone::new(self.clone(), share)))
+    }
+
+    async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
+        let lanes = alone::lanes(self, share).await?;
+        let state = self.state();
+        let place = |lane: LaneKey| {
+            let at = &lane.partition;
+            let partition = self.partition(&state, &at.topic.topic, at.partition)?;
+            let stored = state.lanes.get(&lane);
+            let next = match stored.map(|lane| lane.place) {
+                Some(Place::Next(next)) => next,
+                Some(Place::Time(_)) | None => partition.earliest,
+            };
+            Ok(LanePlace {
+                owner: None,
+                committed: next.checked_sub(1).map(Offset::Number),
+                lag: stored.map(|_| partition.end().saturating_sub(next.max(partition.earliest))),
+                partition: lane.partition,
+            })
+        };
+        lanes.into_iter().map(place).collect()
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {

@@ -15,12 +15,14 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, TopicInfo};
+use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::{ReadFrom, TopicSpec};
 use synapse_core::{Broker, BrokerError, BrokerName, Offset, Output, Source, TopicName, TopicPath};
 use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::alone::{self, Alone};
 use crate::clock::{Clock, system_clock};
 use control::Control;
 use node::Node;
@@ -78,11 +80,12 @@ impl RedisOptions {
     }
 }
 
-/// A connection to one Redis; its tasks end with it.
+/// A connection to one Redis; its tasks end with the last clone.
+#[derive(Clone)]
 pub struct RedisBroker {
     shared: Arc<Shared>,
     publisher: Publisher,
-    _stopping: DropGuard,
+    _stopping: Arc<DropGuard>,
 }
 
 /// What lanes, sources and tasks share.
@@ -151,7 +154,7 @@ impl RedisBroker {
             let shared = Arc::clone(&shared);
             async move { shared.retention.run(&shared.control, &shared.stop).await }
         });
-        Ok(Self { shared, publisher, _stopping: stop.drop_guard() })
+        Ok(Self { shared, publisher, _stopping: Arc::new(stop.drop_guard()) })
     }
 }
 
@@ -254,6 +257,16 @@ impl Broker for RedisBroker {
         }
         let key = shared.stream_of(topic, &layout, partition)?;
         Ok(Box::new(StreamSource::open(shared, topic, partition, key, from).await?))
+    }
+
+    async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
+        Ok(Box::new(Alone::new(self.clone(), share)))
+    }
+
+    async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
+        let lanes = alone::lanes(self, share).await?;
+        let place = |lane: LaneKey| LanePlace { partition: lane.partition, owner: None, committed: None, lag: None };
+        Ok(lanes.into_iter().map(place).collect())
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {

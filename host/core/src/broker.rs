@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
+use crate::share::{LanePlace, Membership, Share};
 use crate::spec::{Encoding, ReadFrom, ReadMode, Start, TopicSpec};
-use crate::topic::{BrokerName, Label, Offset, TopicName, TopicPartition, TopicPath};
+use crate::topic::{BrokerName, Label, Offset, TopicName, TopicPartition, TopicPath, partition_of};
 
 /// A backend that holds topics.
 #[async_trait]
@@ -34,12 +35,25 @@ pub trait Broker: Send + Sync {
     /// One topic; `None` if it does not exist.
     async fn topic(&self, topic: &TopicName) -> Result<Option<TopicInfo>, BrokerError>;
 
-    /// Appends events, each to the partition of its key ([`crate::topic::partition_of`]), creating the topic if need
-    /// be. Returns once durable, with the position of each row in order.
+    /// The partition that events with this key go to, of `partitions`. Stable for ever: stored data depends on it. An
+    /// event without a key goes to the partition of its id.
+    fn partition_of(&self, key: &[u8], partitions: u32) -> u32 {
+        partition_of(key, partitions)
+    }
+
+    /// Appends events, each to the partition of its key ([`Broker::partition_of`]), creating the topic if need be.
+    /// Returns once durable, with the position of each row in order.
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError>;
 
     /// Reads a partition without a cursor: for shared readers, `tail` and history.
     async fn read(&self, topic: &TopicName, partition: u32, from: ReadFrom) -> Result<Box<dyn Source>, BrokerError>;
+
+    /// Joins the hosts that share a pipeline's work on topics of this broker.
+    async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError>;
+
+    /// Where the lanes of a pipeline are, as the broker knows it, whichever hosts work on them: one for each partition
+    /// of its topics, in order.
+    async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError>;
 
     /// Takes ownership of a lane: fences older owners off and finds its place, storing the starting place of a lane
     /// that has none yet, so that a crash before the first commit does not move it.
@@ -318,8 +332,10 @@ pub enum BrokerErrorKind {
 /// How a failure ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Open the lane again after a while.
+    /// Open the lane again after a while, which grows while it goes on failing.
     Retry,
+    /// Someone else has the lane, for a moment as a rule: try again at short intervals.
+    RetrySoon,
     /// Stop the pipeline with the reason.
     Stop,
 }
@@ -328,7 +344,8 @@ impl BrokerErrorKind {
     /// What happens next.
     pub fn ending(self) -> Ending {
         match self {
-            Self::Unavailable | Self::Full | Self::Fenced => Ending::Retry,
+            Self::Unavailable | Self::Full => Ending::Retry,
+            Self::Fenced => Ending::RetrySoon,
             Self::Refused | Self::Invalid | Self::Corrupt => Ending::Stop,
         }
     }

@@ -9,6 +9,7 @@ pub mod broker;
 pub mod codec;
 pub mod event;
 pub mod pattern;
+pub mod share;
 pub mod spec;
 pub mod stage;
 pub mod time;

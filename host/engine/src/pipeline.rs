@@ -1,20 +1,25 @@
 //! One pipeline: its plugins, its lanes, and changes of both while events flow.
 //!
+//! Which partitions it has lanes for is told by its memberships, one on each broker that it reads: hosts that share the
+//! work agree there. A partition that another host is to have is let go only once its lane has ended.
+//!
 //! A pipeline that cannot start or stops says why and waits for a change that may mend it: of its configuration or of a
 //! plugin's file. It never ends the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{select_all, try_join_all};
 use synapse_core::broker::{BatchLimit, BrokerError, Brokers, Ending, LaneKey, LaneSpec};
+use synapse_core::share::{Membership, Share};
 use synapse_core::spec::{PipelineSpec, PluginRef, TopicSpec};
 use synapse_core::stage::{Plugin, PluginError, PluginErrorKind, PluginInfo, PluginKind};
-use synapse_core::topic::{BrokerName, TopicPartition, TopicPath};
+use synapse_core::topic::{BrokerName, TopicName, TopicPartition, TopicPath};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::time::Instant;
 
 use crate::flow::{Plan, StagePlan};
 use crate::lane::{self, Health, LaneStatus, Loadout, Means, Wish};
@@ -24,8 +29,9 @@ use crate::{Clock, Metrics, PluginLoader};
 /// How long a pipeline that could not start because of something passing waits before it tries again.
 const RESTART_WAIT: Duration = Duration::from_secs(2);
 
-/// How often the partitions of the sources are looked at.
-const PARTITIONS_EVERY: Duration = Duration::from_secs(10);
+/// How long lanes may take to end when other hosts are to have their partitions; what is not committed by then, the
+/// others do again.
+const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 
 /// What all pipelines of a host share.
 pub(crate) struct Shared {
@@ -151,15 +157,13 @@ pub(crate) async fn run(
         shared,
         spec,
         plugins: Vec::new(),
+        members: Vec::new(),
         lanes: BTreeMap::new(),
         tasks: JoinSet::new(),
         postponed: None,
         status,
     };
     pipeline.start().await;
-    let mut looks = tokio::time::interval(PARTITIONS_EVERY);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    looks.tick().await;
     loop {
         let retry = pipeline.wants_retry();
         tokio::select! {
@@ -174,7 +178,7 @@ pub(crate) async fn run(
             },
             Some(ended) = pipeline.tasks.join_next() => pipeline.lane_ended(ended).await,
             () = tokio::time::sleep(RESTART_WAIT), if retry => pipeline.try_again().await,
-            _ = looks.tick(), if !retry => pipeline.look_for_partitions().await,
+            (index, told) = next_share(&mut pipeline.members) => pipeline.share_told(index, told).await,
         }
     }
     pipeline.drain().await;
@@ -184,6 +188,24 @@ pub(crate) async fn run(
 struct Lane {
     wishes: mpsc::Sender<Wish>,
     status: watch::Receiver<LaneStatus>,
+    abort: AbortHandle,
+}
+
+/// The pipeline's place among the hosts that share its work on one broker.
+struct Member {
+    broker: BrokerName,
+    membership: Box<dyn Membership>,
+    /// The partitions that are this host's; `None` until they were told for the first time.
+    share: Option<BTreeSet<TopicPartition>>,
+}
+
+/// The next change of a share, and whose it is. Cancel-safe.
+async fn next_share(members: &mut [Member]) -> (usize, Result<BTreeSet<TopicPartition>, BrokerError>) {
+    if members.is_empty() {
+        return std::future::pending().await;
+    }
+    let (told, index, _) = select_all(members.iter_mut().map(|member| member.membership.changed())).await;
+    (index, told)
 }
 
 struct Pipeline {
@@ -191,6 +213,8 @@ struct Pipeline {
     spec: PipelineSpec,
     /// One for each stage, in order.
     plugins: Vec<Arc<dyn Plugin>>,
+    /// One on each broker that is read while the pipeline is at work; none while it is not.
+    members: Vec<Member>,
     lanes: BTreeMap<TopicPartition, Lane>,
     tasks: JoinSet<TopicPartition>,
     /// A change that could not be made for want of something passing.
@@ -199,19 +223,24 @@ struct Pipeline {
 }
 
 impl Pipeline {
+    fn is_at_work(&self) -> bool {
+        !self.members.is_empty()
+    }
+
     fn wants_retry(&self) -> bool {
-        let starting = self.lanes.is_empty() && self.status.borrow().state == PipelineState::Starting;
-        starting || self.postponed.is_some()
+        let starting = !self.is_at_work() && self.status.borrow().state == PipelineState::Starting;
+        starting || self.postponed.is_some() || self.without_lane().next().is_some()
     }
 
     async fn try_again(&mut self) {
-        match self.postponed.take() {
-            Some(spec) => {
-                // The refusal is logged and shown in the status; whoever asked has had an answer.
-                let _ = self.swap(spec).await;
-            }
-            None => self.start().await,
+        if !self.is_at_work() {
+            return self.start().await;
         }
+        if let Some(spec) = self.postponed.take() {
+            // The refusal is logged and shown in the status; whoever asked has had an answer.
+            let _ = self.swap(spec).await;
+        }
+        self.open_lanes().await;
     }
 
     /// Loads the plugins and opens the lanes. What may pass is tried again later, anything else stops the pipeline.
@@ -221,21 +250,24 @@ impl Pipeline {
             status.lanes.clear();
         });
         match self.try_start().await {
-            Ok(()) => self.running(),
-            Err(Trouble { ending: Ending::Retry, reason }) => {
+            Ok(members) => self.members = members,
+            Err(Trouble { ending: Ending::Retry | Ending::RetrySoon, reason }) => {
                 tracing::warn!(pipeline = %self.spec.name, %reason, "pipeline cannot start yet; it is tried again");
-                self.drain().await;
                 self.status.send_modify(|status| status.refused = Some(reason));
             }
             Err(Trouble { ending: Ending::Stop, reason }) => self.stop(reason).await,
         }
     }
 
-    async fn try_start(&mut self) -> Result<(), Trouble> {
+    async fn try_start(&mut self) -> Result<Vec<Member>, Trouble> {
         let plugins = self.load(&self.spec).await?;
-        let mut partitions = Vec::new();
-        for topic in &self.spec.from {
-            partitions.extend(self.partitions(topic).await?);
+        // Instances that cannot be made should be known before any host relies on this one.
+        self.loadout(&self.spec, &plugins).await?;
+        let mut sources: BTreeMap<BrokerName, Vec<TopicName>> = BTreeMap::new();
+        for path in &self.spec.from {
+            let spec = self.topic_spec(path).unwrap_or_default();
+            self.shared.brokers.get(&path.broker)?.ensure_topic(&path.topic, &spec).await?;
+            sources.entry(path.broker.clone()).or_default().push(path.topic.clone());
         }
         // What is written to is made on the first write, unless the configuration says how it is kept.
         for topic in self.spec.to.iter().map(|sink| &sink.topic).chain([&self.spec.dead_letters]) {
@@ -243,11 +275,79 @@ impl Pipeline {
                 self.shared.brokers.get(&topic.broker)?.ensure_topic(&topic.topic, &spec).await?;
             }
         }
-        self.plugins = plugins;
-        for partition in partitions {
-            self.open(partition).await?;
+        let mut members = Vec::new();
+        for (broker, topics) in sources {
+            let share = Share { pipeline: self.spec.name.clone(), topics, read: self.spec.read };
+            let membership = self.shared.brokers.get(&broker)?.join(&share).await?;
+            members.push(Member { broker, membership, share: None });
         }
-        Ok(())
+        self.plugins = plugins;
+        Ok(members)
+    }
+
+    /// Has lanes for exactly the partitions that are this host's.
+    async fn share_told(&mut self, index: usize, told: Result<BTreeSet<TopicPartition>, BrokerError>) {
+        let share = match told {
+            Ok(share) => share,
+            Err(error) => return self.stop(error.to_string()).await,
+        };
+        let broker = self.members[index].broker.clone();
+        let lost = self.lanes.keys().filter(|at| at.topic.broker == broker && !share.contains(*at));
+        let lost: Vec<TopicPartition> = lost.cloned().collect();
+        self.members[index].share = Some(share);
+        self.hand_over(&lost).await;
+        self.open_lanes().await;
+        let all_told = self.is_at_work() && self.members.iter().all(|member| member.share.is_some());
+        if all_told && self.status.borrow().state == PipelineState::Starting {
+            self.running();
+        }
+    }
+
+    /// Partitions that are this host's and have no lane yet.
+    fn without_lane(&self) -> impl Iterator<Item = &TopicPartition> {
+        let shares = self.members.iter().filter_map(|member| member.share.as_ref()).flatten();
+        shares.filter(|partition| !self.lanes.contains_key(partition))
+    }
+
+    /// Opens lanes that are missing. What may pass is tried again later, anything else stops the pipeline.
+    async fn open_lanes(&mut self) {
+        let missing: Vec<TopicPartition> = self.without_lane().cloned().collect();
+        for partition in missing {
+            match self.open(partition.clone()).await {
+                Ok(()) => {}
+                Err(Trouble { ending: Ending::Retry | Ending::RetrySoon, reason }) => {
+                    tracing::warn!(pipeline = %self.spec.name, %partition, %reason, "the lane cannot be opened yet; it is tried again");
+                    return;
+                }
+                Err(Trouble { ending: Ending::Stop, reason }) => return self.stop(reason).await,
+            }
+        }
+    }
+
+    /// Ends lanes whose partitions other hosts are to have.
+    async fn hand_over(&mut self, lost: &[TopicPartition]) {
+        if lost.is_empty() {
+            return;
+        }
+        let lanes: Vec<Lane> = lost.iter().filter_map(|at| self.lanes.remove(at)).collect();
+        tracing::info!(pipeline = %self.spec.name, lanes = lanes.len(), "handing lanes over to other hosts");
+        for lane in &lanes {
+            // A lane that has ended has drained.
+            let _ = lane.wishes.send(Wish::Drain).await;
+        }
+        let deadline = Instant::now() + HAND_OVER_MAX;
+        while lanes.iter().any(|lane| !lane.abort.is_finished()) {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(ended)) => self.lane_ended(ended).await,
+                Ok(None) => break,
+                Err(_) => {
+                    lanes.iter().for_each(|lane| lane.abort.abort());
+                    tracing::warn!(pipeline = %self.spec.name, "lanes took too long to end; what they had not committed is done again elsewhere");
+                    break;
+                }
+            }
+        }
+        self.status.send_modify(|report| report.lanes.retain(|at, _| !lost.contains(at)));
     }
 
     fn running(&mut self) {
@@ -285,13 +385,6 @@ impl Pipeline {
         self.shared.topics.read().expect("nobody panics while holding the lock").get(topic).cloned()
     }
 
-    async fn partitions(&self, topic: &TopicPath) -> Result<Vec<TopicPartition>, BrokerError> {
-        let spec = self.topic_spec(topic).unwrap_or_default();
-        let info = self.shared.brokers.get(&topic.broker)?.ensure_topic(&topic.topic, &spec).await?;
-        let count = info.partitions.len() as u32;
-        Ok((0..count).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect())
-    }
-
     async fn open(&mut self, partition: TopicPartition) -> Result<(), Trouble> {
         let home = self.shared.brokers.get(&partition.topic.broker)?;
         let loadout = self.loadout(&self.spec, &self.plugins).await?;
@@ -310,12 +403,12 @@ impl Pipeline {
         let (wishes, wished) = mpsc::channel(4);
         let (report, status) = watch::channel(LaneStatus { health: Health::Opening, committed: None });
         let at = partition.clone();
-        self.tasks.spawn(async move {
+        let abort = self.tasks.spawn(async move {
             lane::run(means, loadout, wished, report).await;
             at
         });
         self.status.send_modify(|report| drop(report.lanes.insert(partition.clone(), status.clone())));
-        self.lanes.insert(partition, Lane { wishes, status });
+        self.lanes.insert(partition, Lane { wishes, status, abort });
         Ok(())
     }
 
@@ -349,7 +442,7 @@ impl Pipeline {
             && spec.from == self.spec.from
             && spec.read == self.spec.read
             && spec.start == self.spec.start;
-        if same_lanes && !self.lanes.is_empty() {
+        if same_lanes && self.is_at_work() {
             return self.swap(spec).await.map(|()| Changed::Swapped);
         }
         // A version that cannot be used changes nothing: try it before the lanes are drained.
@@ -374,7 +467,7 @@ impl Pipeline {
         if !self.spec.stages.iter().any(uses) {
             return;
         }
-        if self.lanes.is_empty() {
+        if !self.is_at_work() {
             return self.start().await;
         }
         let spec = self.spec.clone();
@@ -387,7 +480,7 @@ impl Pipeline {
         let (plugins, loadouts) = match self.prepare(&spec).await {
             Ok(prepared) => prepared,
             Err(error) => {
-                self.postponed = (error.kind.ending() == Ending::Retry).then_some(spec);
+                self.postponed = (error.kind.ending() != Ending::Stop).then_some(spec);
                 return Err(self.refuse(error.message));
             }
         };
@@ -420,7 +513,8 @@ impl Pipeline {
     async fn prepare(&self, spec: &PipelineSpec) -> Result<(Vec<Arc<dyn Plugin>>, Vec<Loadout>), PluginError> {
         let plugins = self.load(spec).await?;
         let mut loadouts = Vec::new();
-        for _ in &self.lanes {
+        // One even without lanes: a version that cannot be used is refused on every host.
+        for _ in 0..self.lanes.len().max(1) {
             loadouts.push(self.loadout(spec, &plugins).await?);
         }
         Ok((plugins, loadouts))
@@ -433,7 +527,7 @@ impl Pipeline {
         reason
     }
 
-    async fn lane_ended(&mut self, ended: Result<TopicPartition, tokio::task::JoinError>) {
+    async fn lane_ended(&mut self, ended: Result<TopicPartition, JoinError>) {
         let reason = match ended {
             Ok(partition) => {
                 let Some(lane) = self.lanes.remove(&partition) else { return };
@@ -442,6 +536,8 @@ impl Pipeline {
                     other => format!("{partition}: the lane ended by itself ({other:?})"),
                 }
             }
+            // It took too long to end.
+            Err(error) if error.is_cancelled() => return,
             Err(error) => format!("a defect of the host: {error}"),
         };
         self.stop(reason).await;
@@ -453,7 +549,7 @@ impl Pipeline {
         self.status.send_modify(|status| status.state = PipelineState::Stopped { reason });
     }
 
-    /// Lets every lane finish what is under way.
+    /// Lets every lane finish what is under way, then leaves the work to other hosts.
     async fn drain(&mut self) {
         for lane in self.lanes.values() {
             // A lane that has ended has drained.
@@ -461,25 +557,7 @@ impl Pipeline {
         }
         while self.tasks.join_next().await.is_some() {}
         self.lanes.clear();
-    }
-
-    async fn look_for_partitions(&mut self) {
-        if self.lanes.is_empty() {
-            return;
-        }
-        for topic in self.spec.from.clone() {
-            let Ok(broker) = self.shared.brokers.get(&topic.broker) else { continue };
-            // A broker that is away is the lanes' affair; the next look comes soon.
-            let Ok(Some(info)) = broker.topic(&topic.topic).await else { continue };
-            for partition in 0..info.partitions.len() as u32 {
-                let partition = TopicPartition { topic: topic.clone(), partition };
-                if !self.lanes.contains_key(&partition)
-                    && let Err(trouble) = self.open(partition).await
-                {
-                    tracing::warn!(pipeline = %self.spec.name, reason = %trouble.reason, "a new partition cannot be opened yet");
-                }
-            }
-        }
+        self.members.clear();
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) struct Request {
 }
 
 /// Where publishes are handed in.
+#[derive(Clone)]
 pub(super) struct Publisher {
     queue: mpsc::Sender<Request>,
 }

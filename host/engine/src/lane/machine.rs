@@ -29,6 +29,8 @@ pub(crate) struct Bounds {
     pub(crate) backoff_min: Duration,
     /// The longest wait after a failure.
     pub(crate) backoff_max: Duration,
+    /// The longest wait while someone else has the lane.
+    pub(crate) soon_max: Duration,
 }
 
 impl Default for Bounds {
@@ -38,6 +40,7 @@ impl Default for Bounds {
             ready_max: 8,
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(30),
+            soon_max: Duration::from_millis(400),
         }
     }
 }
@@ -253,7 +256,10 @@ impl Machine {
             self.winding = Winding::No;
             self.failures += 1;
             self.phase = Phase::Waiting;
-            let wait = self.backoff();
+            let wait = match ending {
+                Ending::RetrySoon => self.backoff(self.bounds.soon_max),
+                Ending::Retry | Ending::Stop => self.backoff(self.bounds.backoff_max),
+            };
             actions.push(Action::Report(Health::Retrying { reason, attempt: self.failures }));
             actions.push(Action::Wait { epoch: self.epoch, wait });
         }
@@ -346,9 +352,9 @@ impl Machine {
     }
 
     /// Exponential with full jitter above a half: between half and all of the doubled wait.
-    fn backoff(&mut self) -> Duration {
+    fn backoff(&mut self, max: Duration) -> Duration {
         let doublings = (self.failures - 1).min(16);
-        let ceiling = self.bounds.backoff_min.saturating_mul(1 << doublings).min(self.bounds.backoff_max);
+        let ceiling = self.bounds.backoff_min.saturating_mul(1 << doublings).min(max);
         self.jitter = split_mix(self.jitter);
         let half = ceiling / 2;
         half + Duration::from_nanos(self.jitter % (half.as_nanos() as u64 + 1))

@@ -14,6 +14,7 @@ use synapse_core::broker::{
     BatchLimit, Boundary, BrokerErrorKind, Brokers, LaneKey, LaneSpec, OpenLane, Reading, TopicInfo,
 };
 use synapse_core::event::EventRef;
+use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::*;
 use synapse_core::stage::*;
 use synapse_core::topic::{Label, TopicPartition, TopicPath};
@@ -294,6 +295,14 @@ impl Broker for Watched {
             dice: Arc::clone(&self.dice),
         };
         Ok(Box::new(watched))
+    }
+
+    async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
+        self.memory.join(share).await
+    }
+
+    async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
+        self.memory.places(share).await
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {

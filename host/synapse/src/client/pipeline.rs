@@ -115,14 +115,15 @@ fn show(pipeline: &Pipeline, out: &mut Output) -> std::io::Result<()> {
     }
     if !pipeline.lanes.is_empty() {
         out.line("")?;
-        out.table(["LANE", "HEALTH", "COMMITTED", "LAG", "REASON"], pipeline.lanes.iter().map(lane).collect())?;
+        out.table(["LANE", "OWNER", "HEALTH", "COMMITTED", "LAG", "REASON"], pipeline.lanes.iter().map(lane).collect())?;
     }
     Ok(())
 }
 
-fn lane(lane: &Lane) -> [String; 5] {
+fn lane(lane: &Lane) -> [String; 6] {
     [
         lane.partition.clone(),
+        lane.owner.clone().unwrap_or_else(|| "-".to_owned()),
         lane.health.clone(),
         lane.committed.map_or_else(|| "-".to_owned(), |offset| offset.to_string()),
         lane.lag.map_or_else(|| "-".to_owned(), grouped),

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use synapse_core::broker::LaneKey;
+use synapse_core::share::{LanePlace, Share};
 use synapse_core::spec::PipelineSpec;
-use synapse_core::topic::{Label, Offset, TopicPartition};
+use synapse_core::topic::{BrokerName, Label, TopicName, TopicPartition};
 use synapse_engine::{Health, LaneStatus, PipelineState, PipelineStatus};
 
 use super::problem::{Kind, Problem};
@@ -22,10 +23,15 @@ pub(super) async fn list(State(host): State<Host>) -> Json<view::Pipelines> {
 pub(super) async fn show(State(host): State<Host>, Name(name): Name) -> Result<Json<view::Pipeline>, Problem> {
     let (spec, status) = find(&host, &name)?;
     let mut pipeline = pipeline(&host, &spec, &status);
-    let latest = latest(&host, &spec).await;
-    for (lane, partition) in pipeline.lanes.iter_mut().zip(status.lanes.keys()) {
-        lane.lag = latest.get(partition).and_then(|latest| lag(lane.committed, *latest));
+    let mut lanes: BTreeMap<_, _> = status.lanes.keys().cloned().zip(std::mem::take(&mut pipeline.lanes)).collect();
+    for place in places(&host, &spec).await {
+        let lane = lanes.entry(place.partition.clone()).or_insert_with(|| elsewhere(&place.partition));
+        lane.owner = place.owner;
+        lane.lag = place.lag;
+        // What this host committed just now may be newer than what the broker was asked for.
+        lane.committed = lane.committed.max(place.committed);
     }
+    pipeline.lanes = lanes.into_values().collect();
     Ok(Json(pipeline))
 }
 
@@ -105,31 +111,36 @@ fn lane(partition: &TopicPartition, status: &LaneStatus) -> view::Lane {
     view::Lane {
         partition: partition.to_string(),
         health: health.to_owned(),
+        owner: None,
         reason,
         committed: status.committed,
         lag: None,
     }
 }
 
-/// The newest entry of each partition that is read; a broker that is away leaves its own out.
-async fn latest(host: &Host, spec: &PipelineSpec) -> BTreeMap<TopicPartition, Option<Offset>> {
-    let mut latest = BTreeMap::new();
-    for topic in &spec.from {
-        let Ok(broker) = host.broker(&topic.broker) else { continue };
-        let Ok(Some(info)) = broker.topic(&topic.topic).await else { continue };
-        for (partition, info) in (0..).zip(info.partitions) {
-            latest.insert(TopicPartition { topic: topic.clone(), partition }, info.latest);
-        }
+/// A lane that this host does not work on.
+fn elsewhere(partition: &TopicPartition) -> view::Lane {
+    view::Lane {
+        partition: partition.to_string(),
+        health: "elsewhere".to_owned(),
+        owner: None,
+        reason: None,
+        committed: None,
+        lag: None,
     }
-    latest
 }
 
-/// Entries behind the last one that was committed. Known where offsets are counts, and where nothing is left.
-fn lag(committed: Option<Offset>, latest: Option<Offset>) -> Option<u64> {
-    match (committed, latest) {
-        (_, None) => Some(0),
-        (Some(committed), Some(latest)) if committed >= latest => Some(0),
-        (Some(Offset::Number(committed)), Some(Offset::Number(latest))) => Some(latest - committed),
-        (Some(_) | None, Some(_)) => None,
+/// Where the pipeline's lanes are, whichever hosts work on them; a broker that is away leaves its own out.
+async fn places(host: &Host, spec: &PipelineSpec) -> Vec<LanePlace> {
+    let mut topics: BTreeMap<&BrokerName, Vec<TopicName>> = BTreeMap::new();
+    for path in &spec.from {
+        topics.entry(&path.broker).or_default().push(path.topic.clone());
     }
+    let mut places = Vec::new();
+    for (broker, topics) in topics {
+        let Ok(broker) = host.broker(broker) else { continue };
+        let share = Share { pipeline: spec.name.clone(), topics, read: spec.read };
+        places.extend(broker.places(&share).await.unwrap_or_default());
+    }
+    places
 }

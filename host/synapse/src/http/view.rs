@@ -175,7 +175,7 @@ pub struct Pipeline {
     pub dead_letters: TopicPath,
     /// In order.
     pub stages: Vec<Stage>,
-    /// Of each partition that is read.
+    /// Of each partition that is read; in lists only of those that this host works on.
     pub lanes: Vec<Lane>,
 }
 
@@ -216,12 +216,16 @@ pub struct Plugin {
 pub struct Lane {
     /// Which partition: `broker/topic/partition`.
     pub partition: String,
-    /// `opening`, `running`, `retrying`, `drained` or `stopped`.
+    /// `opening`, `running`, `retrying`, `drained` or `stopped`; `elsewhere` if another host works on it or none does.
     pub health: String,
+    /// The host that works on it, as the broker calls it; absent if the broker does not tell. Only of a single pipeline,
+    /// not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// Why it is retrying or stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The last entry whose effects are durable, since the lane was opened.
+    /// The last entry whose effects are durable. In lists: since the lane was opened by this host.
     pub committed: Option<Offset>,
     /// How many entries lie behind it, if that is known. Only of a single pipeline, not in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -24,6 +24,7 @@ use synapse_core::broker::{
     BatchLimit, Boundary, BrokerErrorKind, Brokers, LaneKey, LaneSpec, OpenLane, PartitionInfo, TopicInfo,
 };
 use synapse_core::event::EventRef;
+use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::*;
 use synapse_core::stage::*;
 use synapse_core::topic::{Label, TopicPath};
@@ -437,6 +438,14 @@ impl Broker for Odd {
             return self.answer(Box::new(GarbageSource { next }));
         }
         self.answer(Box::new(OddSource { read: false }))
+    }
+
+    async fn join(&self, _: &Share) -> Result<Box<dyn Membership>, BrokerError> {
+        unreachable!("no pipeline reads it")
+    }
+
+    async fn places(&self, _: &Share) -> Result<Vec<LanePlace>, BrokerError> {
+        unreachable!("no pipeline reads it")
     }
 
     async fn open_lane(&self, _: &LaneSpec) -> Result<OpenLane, BrokerError> {
