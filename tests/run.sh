@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
-tests/install cc wasm-target redis
+tests/install cc wasm-target redis kafka
 exec cargo test --workspace "$@"

@@ -65,7 +65,8 @@ pub fn assign<'m>(
     for partition in partitions {
         let place = xxh3_64_with_seed(partition.to_string().as_bytes(), 0);
         let with_room = loads.iter().filter(|(_, load)| **load < least || (**load == least && one_more > 0));
-        let best = with_room.map(|(member, _)| *member).max_by_key(|member| xxh3_64_with_seed(member.as_bytes(), place));
+        let best =
+            with_room.map(|(member, _)| *member).max_by_key(|member| xxh3_64_with_seed(member.as_bytes(), place));
         let Some(member) = best else { break };
         let load = loads.get_mut(member).expect("it was found there");
         one_more -= usize::from(*load == least);

@@ -115,7 +115,10 @@ fn show(pipeline: &Pipeline, out: &mut Output) -> std::io::Result<()> {
     }
     if !pipeline.lanes.is_empty() {
         out.line("")?;
-        out.table(["LANE", "OWNER", "HEALTH", "COMMITTED", "LAG", "REASON"], pipeline.lanes.iter().map(lane).collect())?;
+        out.table(
+            ["LANE", "OWNER", "HEALTH", "COMMITTED", "LAG", "REASON"],
+            pipeline.lanes.iter().map(lane).collect(),
+        )?;
     }
     Ok(())
 }
