@@ -11,9 +11,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer};
 use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, TopicInfo};
 use synapse_core::share::{LanePlace, Membership, Share};
@@ -28,7 +29,7 @@ use crate::rows::key_of;
 use changelog::Changelog;
 use client::Cluster;
 use member::{Group, Groups};
-use publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, murmur2_partition};
+use publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition};
 use reader::Readers;
 use topics::Topics;
 
@@ -177,13 +178,25 @@ impl Shared {
         let partitions = self.topics.made(topic).await?;
         let doing = format!("publish to topic `{topic}`");
         let failed = |error| self.topics.cluster.failed(&doing, &error);
-        let deliveries = Deliveries::new();
+        let (deliveries, begun, timeout) = (Deliveries::new(), Instant::now(), self.topics.cluster.timeout);
         let mut rows = Vec::with_capacity(output.events.len());
         for event in output.events.events() {
             let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
             rows.push(partition);
-            while !Outgoing::Event(event).send(&self.publisher, topic.as_str(), partition, &deliveries).map_err(failed)? {
-                tokio::time::sleep(ROOM_WAIT).await;
+            loop {
+                match Outgoing::Event(event).send(&self.publisher, topic.as_str(), partition, &deliveries).map_err(failed)? {
+                    Sent::Yes => break,
+                    _ if begun.elapsed() > 3 * timeout => {
+                        return Err(self.topics.cluster.refused(&doing, RDKafkaErrorCode::TimedOutQueue, "it took too long"));
+                    }
+                    Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
+                    Sent::Unknown => {
+                        let (publisher, topic) = (Arc::clone(&self.publisher), topic.to_string());
+                        let asked = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &topic, timeout));
+                        // It is tried again in any case.
+                        let _ = asked.await;
+                    }
+                }
             }
         }
         let offsets = deliveries.finish().await.map_err(failed)?;

@@ -37,7 +37,9 @@ const OURS: [(&str, &str); 13] = [
     ("allow.auto.create.topics", "topics are made as `topics` in the configuration says"),
 ];
 
-/// How often a reason that librdkafka gives counts as the reason of what fails now.
+/// Largest record that is sent, in bytes, unless `message.max.bytes` says otherwise.
+pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
+/// How long a reason that librdkafka gives counts as the reason of what fails now.
 const RECENT: Duration = Duration::from_secs(30);
 
 /// Why a property may not be set, if it may not.
@@ -123,7 +125,9 @@ impl Cluster {
         let mut config = self.client();
         config.set("enable.idempotence", "true").set("acks", "all");
         let timeout = (3 * self.timeout).as_millis().to_string();
+        let record_bytes_max = RECORD_BYTES_MAX.to_string();
         let defaults = [
+            ("message.max.bytes", record_bytes_max.as_str()),
             ("delivery.timeout.ms", timeout.as_str()),
             ("linger.ms", "0"),
             ("queue.buffering.max.kbytes", "65536"),

@@ -27,7 +27,7 @@ use synapse_core::{BrokerError, Committer, Effects, Offset, Output, Timestamp, T
 use tokio::time::Instant;
 
 use super::member::{Committed, Group};
-use super::publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, murmur2_partition, native};
+use super::publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native};
 use super::reader::number;
 use super::{Shared, drop_elsewhere};
 use crate::rows::key_of;
@@ -210,13 +210,16 @@ fn send(
 ) -> KafkaResult<()> {
     let deliveries = Deliveries::new();
     let put = |record: Outgoing<'_>, topic: &TopicName, partition: u32| {
-        while !record.send(producer, topic.as_str(), partition, &deliveries)? {
-            if Instant::now() > deadline {
-                return Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+        loop {
+            match record.send(producer, topic.as_str(), partition, &deliveries)? {
+                Sent::Yes => return Ok(()),
+                _ if Instant::now() > deadline => {
+                    return Err(KafkaError::MessageProduction(RDKafkaErrorCode::TimedOutQueue));
+                }
+                Sent::Full => producer.poll(ROOM_WAIT),
+                Sent::Unknown => ask_partitions(producer, topic.as_str(), left(deadline)),
             }
-            producer.poll(ROOM_WAIT);
         }
-        Ok(())
     };
     for (output, partitions) in outputs {
         for event in output.events.events() {

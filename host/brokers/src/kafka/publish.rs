@@ -11,7 +11,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use synapse_core::codec::headers;
 use synapse_core::event::EventRef;
 use tokio::sync::Notify;
@@ -100,6 +100,22 @@ impl ProducerContext for ProducerSide {
     }
 }
 
+/// Whether a producer took a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Yes,
+    /// Its queue is full: it has to be polled.
+    Full,
+    /// The topic has got partitions that the producer has not heard of: it has to ask.
+    Unknown,
+}
+
+/// Has a producer ask for a topic's partitions.
+pub(super) fn ask_partitions(producer: &BaseProducer<ProducerSide>, topic: &str, timeout: Duration) {
+    // Whatever comes of it, the record is tried again until its time is up.
+    let _ = producer.client().fetch_metadata(Some(topic), timeout);
+}
+
 /// One record to send.
 #[derive(Clone, Copy)]
 pub(super) enum Outgoing<'e> {
@@ -116,15 +132,14 @@ pub(super) enum Outgoing<'e> {
 }
 
 impl Outgoing<'_> {
-    /// Hands it to the producer. Tells whether it was taken: not if the producer's queue is full; then let it be polled
-    /// and try again.
+    /// Hands it to the producer.
     pub(super) fn send(
         self,
         producer: &BaseProducer<ProducerSide>,
         topic: &str,
         partition: u32,
         deliveries: &Arc<Deliveries>,
-    ) -> Result<bool, KafkaError> {
+    ) -> Result<Sent, KafkaError> {
         let mut record = BaseRecord::with_opaque_to(topic, Arc::clone(deliveries)).partition(native(partition));
         match self {
             Self::Event(event) => {
@@ -136,10 +151,11 @@ impl Outgoing<'_> {
         }
         // Counted first: it may be told of before this call ends.
         deliveries.open.fetch_add(1, Ordering::AcqRel);
-        let Err((error, _)) = producer.send(record) else { return Ok(true) };
+        let Err((error, _)) = producer.send(record) else { return Ok(Sent::Yes) };
         deliveries.open.fetch_sub(1, Ordering::AcqRel);
         match error {
-            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Ok(false),
+            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Ok(Sent::Full),
+            KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => Ok(Sent::Unknown),
             error => Err(error),
         }
     }

@@ -12,7 +12,7 @@ use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset as NativeOffset, TopicPartitionList};
@@ -32,6 +32,8 @@ const REMEMBERED_MAX: usize = 10_000;
 /// How long a topic that was made may take until every server knows it.
 const APPEARS_WITHIN: Duration = Duration::from_secs(15);
 const APPEARS_LOOK: Duration = Duration::from_millis(50);
+/// Largest batch of records of a topic that Synapse makes, in bytes; the server's own default is a mebibyte.
+const BATCH_BYTES_MAX: usize = super::client::RECORD_BYTES_MAX + (64 << 10);
 /// Records are deleted once this many more are kept than should be.
 const EXCESS_MIN: u64 = 100;
 
@@ -224,6 +226,8 @@ impl Topics {
         let properties = properties(&spec.retention);
         // -1: as many replicas as the server makes by default (KIP-464).
         let mut new = NewTopic::new(topic.as_str(), native(spec.partitions.get()), TopicReplication::Fixed(-1));
+        let batch_bytes_max = BATCH_BYTES_MAX.to_string();
+        new = new.set("max.message.bytes", &batch_bytes_max);
         for (name, value) in properties.iter().map(|(name, value)| (*name, value.as_str())).chain(config.iter().copied()) {
             new = new.set(name, value);
         }
@@ -372,17 +376,14 @@ impl Topics {
             Some((topic, partition)) => format!("ask for offsets of `{topic}/{partition}`"),
         };
         let found = self.ask(&doing, move |consumer, timeout| {
-            let mut list = TopicPartitionList::with_capacity(places.len());
-            for (topic, partition) in &places {
-                list.add_partition_offset(topic, *partition, at)?;
+            let begun = Instant::now();
+            loop {
+                match offsets(consumer, &places, at, timeout) {
+                    // A topic that was just made, or whose leader has just gone.
+                    Err(error) if is_passing(&error) && begun.elapsed() < timeout => std::thread::sleep(APPEARS_LOOK),
+                    other => return other,
+                }
             }
-            let found = consumer.offsets_for_times(list, timeout)?;
-            let offset = |(topic, partition): &(String, i32)| {
-                let element = found.find_partition(topic, *partition);
-                let element = element.filter(|element| element.error().is_ok());
-                element.and_then(|element| element.offset().to_raw()).filter(|&offset| offset >= 0).unwrap_or(-1)
-            };
-            Ok(places.iter().map(offset).collect())
         });
         found.await
     }
@@ -428,6 +429,39 @@ impl Topics {
             None => Ok(()),
         }
     }
+}
+
+fn offsets(
+    consumer: &BaseConsumer<Context>,
+    places: &[(String, i32)],
+    at: NativeOffset,
+    timeout: Duration,
+) -> KafkaResult<Vec<i64>> {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for (topic, partition) in places {
+        list.add_partition_offset(topic, *partition, at)?;
+    }
+    let found = consumer.offsets_for_times(list, timeout)?;
+    let offset = |(topic, partition): &(String, i32)| {
+        let Some(element) = found.find_partition(topic, *partition) else { return Ok(-1) };
+        element.error()?;
+        Ok(element.offset().to_raw().filter(|&offset| offset >= 0).unwrap_or(-1))
+    };
+    places.iter().map(offset).collect()
+}
+
+/// Whether leaders are only being sorted out.
+fn is_passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::FencedLeaderEpoch
+                | RDKafkaErrorCode::UnknownLeaderEpoch
+        )
+    )
 }
 
 /// Kafka's own names of bounds. Without one a topic keeps everything, whatever the server's default.
