@@ -184,10 +184,17 @@ impl Shared {
             let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
             rows.push(partition);
             loop {
-                match Outgoing::Event(event).send(&self.publisher, topic.as_str(), partition, &deliveries).map_err(failed)? {
+                match Outgoing::Event(event)
+                    .send(&self.publisher, topic.as_str(), partition, &deliveries)
+                    .map_err(failed)?
+                {
                     Sent::Yes => break,
                     _ if begun.elapsed() > 3 * timeout => {
-                        return Err(self.topics.cluster.refused(&doing, RDKafkaErrorCode::TimedOutQueue, "it took too long"));
+                        return Err(self.topics.cluster.refused(
+                            &doing,
+                            RDKafkaErrorCode::TimedOutQueue,
+                            "it took too long",
+                        ));
                     }
                     Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
                     Sent::Unknown => {
@@ -211,7 +218,8 @@ impl Shared {
             Some((partition, Offset::Number(u64::try_from(offset).ok()?)))
         };
         let positions: Option<Vec<_>> = rows.into_iter().map(&mut place).collect();
-        positions.ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
+        positions
+            .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
     }
 }
 

@@ -287,9 +287,10 @@ fn meaning(code: RDKafkaErrorCode) -> (BrokerErrorKind, &'static str) {
         Code::InvalidTransactionTimeout => {
             (Invalid, "raise the server's `transaction.max.timeout.ms`, or lower `transaction.timeout.ms`")
         }
-        Code::InvalidSessionTimeout => {
-            (Invalid, "choose a `lease` within the server's group.min.session.timeout.ms and group.max.session.timeout.ms")
-        }
+        Code::InvalidSessionTimeout => (
+            Invalid,
+            "choose a `lease` within the server's group.min.session.timeout.ms and group.max.session.timeout.ms",
+        ),
         Code::KafkaStorageError | Code::LogDirNotFound => (Full, "the server cannot write: check its disk"),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
             (Unavailable, "too few replicas are in sync for now, and it is tried again; check the servers")

@@ -233,7 +233,9 @@ impl Membership for KafkaMembership {
         };
         self.seen = told.number;
         match told.failed {
-            Some(error) => Err(BrokerError { broker: error.broker.clone(), kind: error.kind, message: error.message.clone() }),
+            Some(error) => {
+                Err(BrokerError { broker: error.broker.clone(), kind: error.kind, message: error.message.clone() })
+            }
             None => Ok(told.share),
         }
     }
@@ -263,7 +265,8 @@ impl Member {
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
             if let Err(error) = self.step() {
-                let failed = self.group.cluster.failed(&format!("share the work of group `{}`", self.group.name), &error);
+                let failed =
+                    self.group.cluster.failed(&format!("share the work of group `{}`", self.group.name), &error);
                 if failed.kind.ending() == Ending::Stop {
                     self.told(Some(Arc::new(failed)));
                 } else {

@@ -55,9 +55,8 @@ impl PartitionQueue {
     ) -> Option<Self> {
         let topic = CString::new(topic).ok()?;
         // SAFETY: the client lives as long as `consumer`; the topic's name is only read during the call.
-        let queue = unsafe {
-            sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), topic.as_ptr(), partition)
-        };
+        let queue =
+            unsafe { sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), topic.as_ptr(), partition) };
         let queue = NonNull::new(queue)?;
         let wake = Arc::into_raw(wake);
         // SAFETY: the queue was just handed out; `wake` stays valid until `drop` takes the callback away.
@@ -84,9 +83,8 @@ impl PartitionQueue {
     fn take(&mut self) {
         let mut messages = [ptr::null_mut(); RECORDS_MAX];
         // SAFETY: the array has room for as many pointers as are asked for, and the queue is ours.
-        let count = unsafe {
-            sys::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, messages.as_mut_ptr(), RECORDS_MAX)
-        };
+        let count =
+            unsafe { sys::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, messages.as_mut_ptr(), RECORDS_MAX) };
         // An error is told as a negative count; there is nothing to take then.
         let count = usize::try_from(count).unwrap_or_default();
         self.taken.extend(messages[..count].iter().filter_map(|&message| NonNull::new(message).map(Message)));
@@ -191,12 +189,10 @@ impl<'q> Iterator for Headers<'q> {
             if self.headers.is_null() {
                 return None;
             }
-            let (mut name, mut value, mut size): (*const c_char, *const c_void, usize) =
-                (ptr::null(), ptr::null(), 0);
+            let (mut name, mut value, mut size): (*const c_char, *const c_void, usize) = (ptr::null(), ptr::null(), 0);
             // SAFETY: the headers belong to `record`, which is still there; what is written are our own variables.
-            let error = unsafe {
-                sys::rd_kafka_header_get_all(self.headers, self.index, &mut name, &mut value, &mut size)
-            };
+            let error =
+                unsafe { sys::rd_kafka_header_get_all(self.headers, self.index, &mut name, &mut value, &mut size) };
             if error != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
                 return None;
             }

@@ -132,7 +132,8 @@ impl Readers {
         let place = Place { topics: Arc::clone(topics), topic: topic.clone(), partition, reader };
         let wake = Arc::new(Notify::new());
         let queue = PartitionQueue::open(&place.reader.consumer, topic.as_str(), native(partition), Arc::clone(&wake));
-        let queue = queue.ok_or_else(|| topics.cluster.invalid(format_args!("librdkafka has no `{topic}/{partition}`")))?;
+        let queue =
+            queue.ok_or_else(|| topics.cluster.invalid(format_args!("librdkafka has no `{topic}/{partition}`")))?;
         let mut source = PartitionSource { queue, wake, next, not_before, end: None, lost: 0, place };
         source.assign()?;
         Ok(source)
@@ -270,7 +271,9 @@ impl PartitionSource {
                         return Ok(());
                     }
                 }
-                Err(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => self.find_place().await?,
+                Err(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                    self.find_place().await?
+                }
                 Err(code) => {
                     return Err(self.place.topics.cluster.refused(&self.doing(), code, &code.to_string()));
                 }
@@ -308,7 +311,11 @@ impl PartitionSource {
                 None => {
                     if timeout_at(deadline, self.wake.notified()).await.is_err() {
                         let code = RDKafkaErrorCode::OperationTimedOut;
-                        return Err(self.place.topics.cluster.refused(&self.doing(), code, "its end did not come in time"));
+                        return Err(self.place.topics.cluster.refused(
+                            &self.doing(),
+                            code,
+                            "its end did not come in time",
+                        ));
                     }
                 }
             }

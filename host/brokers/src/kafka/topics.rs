@@ -165,9 +165,9 @@ impl Topics {
         if partition < count {
             return Ok(());
         }
-        Err(self.cluster.invalid(format_args!(
-            "the topic `{topic}` has {count} partitions, so there is no partition {partition}"
-        )))
+        Err(self
+            .cluster
+            .invalid(format_args!("the topic `{topic}` has {count} partitions, so there is no partition {partition}")))
     }
 
     /// The number of partitions of a topic, which is made if it is not there.
@@ -228,7 +228,9 @@ impl Topics {
         let mut new = NewTopic::new(topic.as_str(), native(spec.partitions.get()), TopicReplication::Fixed(-1));
         let batch_bytes_max = BATCH_BYTES_MAX.to_string();
         new = new.set("max.message.bytes", &batch_bytes_max);
-        for (name, value) in properties.iter().map(|(name, value)| (*name, value.as_str())).chain(config.iter().copied()) {
+        for (name, value) in
+            properties.iter().map(|(name, value)| (*name, value.as_str())).chain(config.iter().copied())
+        {
             new = new.set(name, value);
         }
         let made = self.admin.create_topics([&new], &self.options()).await;
@@ -330,7 +332,8 @@ impl Topics {
         });
         let named = |(name, count): (String, u32)| Some((name.parse::<TopicName>().ok()?, count));
         let internal = |name: &str| name.starts_with("__") || name.starts_with(PREFIX);
-        let mut topics: Vec<_> = topics.await?.into_iter().filter(|(name, _)| !internal(name)).filter_map(named).collect();
+        let mut topics: Vec<_> =
+            topics.await?.into_iter().filter(|(name, _)| !internal(name)).filter_map(named).collect();
         topics.sort();
         let places = topics.iter().flat_map(|(name, count)| (0..*count).map(|partition| (name.clone(), partition)));
         let mut spans = self.spans(&places.collect::<Vec<_>>()).await?.into_iter();
@@ -415,7 +418,8 @@ impl Topics {
         for (span, (_, partition)) in self.spans(&places).await?.into_iter().zip(&places) {
             let keep_from = span.high - i64::try_from(events_max).unwrap_or(i64::MAX);
             if keep_from > span.low {
-                let added = list.add_partition_offset(topic.as_str(), native(*partition), NativeOffset::Offset(keep_from));
+                let added =
+                    list.add_partition_offset(topic.as_str(), native(*partition), NativeOffset::Offset(keep_from));
                 added.map_err(|error| self.cluster.failed(&doing, &error))?;
             }
         }
