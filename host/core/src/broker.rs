@@ -25,6 +25,11 @@ pub trait Broker: Send + Sync {
     /// Whether [`Committer::commit`] makes outputs on this same broker and the cursor durable in one step.
     fn commits_atomically(&self) -> bool;
 
+    /// How many batches of a lane one commit takes at most: more where a commit costs much whatever its size.
+    fn batches_per_commit_max(&self) -> usize {
+        8
+    }
+
     /// Makes sure a topic exists with at least these partitions and this retention; changes nothing else. Partitions
     /// are never taken away.
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError>;
