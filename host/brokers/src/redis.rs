@@ -22,9 +22,9 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::alone::{self, Alone};
 use crate::clock::{Clock, system_clock};
 use control::Control;
+use members::Member;
 use node::Node;
 use publish::Publisher;
 use resp::EntryId;
@@ -36,8 +36,10 @@ mod command;
 mod control;
 mod group;
 mod lane;
+mod members;
 mod node;
 mod page;
+mod places;
 mod publish;
 mod resp;
 mod retention;
@@ -260,13 +262,11 @@ impl Broker for RedisBroker {
     }
 
     async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
-        Ok(Box::new(Alone::new(self.clone(), share)))
+        Ok(Box::new(Member::join(&self.shared, share)))
     }
 
     async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
-        let lanes = alone::lanes(self, share).await?;
-        let place = |lane: LaneKey| LanePlace { partition: lane.partition, owner: None, committed: None, lag: None };
-        Ok(lanes.into_iter().map(place).collect())
+        places::places(&self.shared, share).await
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {

@@ -352,7 +352,7 @@ fn consumer(host: &str, keys: &LaneKeys) -> String {
 }
 
 /// The host of a consumer of ours.
-fn host_of<'n>(consumer: &'n str, keys: &LaneKeys) -> Option<&'n str> {
+pub(super) fn host_of<'n>(consumer: &'n str, keys: &LaneKeys) -> Option<&'n str> {
     consumer.strip_suffix(keys.name.as_str())?.strip_suffix(':')
 }
 

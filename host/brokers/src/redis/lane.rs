@@ -36,6 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::Shared;
 use super::command::{command, command_with_ids, xadd};
 use super::group::GroupSource;
+use super::places::owner_of;
 use super::resp::{EntryId, Reply, Scanner};
 use super::stream::{added_upto, entry_id};
 use super::topics::{Layout, PREFIX, StreamInfo, offset};
@@ -141,7 +142,7 @@ async fn take_lease(
             replies.push(shared.node.checked(&doing, reply)?);
         }
         if let Some(owner) = replies[1].text() {
-            let host = owner.split(' ').next().unwrap_or_default();
+            let host = owner_of(&owner);
             if host != shared.host {
                 let left = Duration::from_millis(replies[2].count().unwrap_or_default());
                 return Err(shared.node.error(

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -87,11 +87,13 @@ impl Stored {
 pub(super) struct Topics {
     control: Control,
     remembered: Mutex<HashMap<TopicName, (Instant, Arc<Layout>)>>,
+    /// What this process made sure of: should the server forget it, it is written down again.
+    ensured: Mutex<HashMap<TopicName, TopicSpec>>,
 }
 
 impl Topics {
     pub(super) fn new(control: Control) -> Self {
-        Self { control, remembered: Mutex::default() }
+        Self { control, remembered: Mutex::default(), ensured: Mutex::default() }
     }
 
     /// The streams of a topic, whether it exists or not.
@@ -106,8 +108,23 @@ impl Topics {
         }
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<TopicName, (Instant, Arc<Layout>)>> {
+    fn remembered(&self) -> MutexGuard<'_, HashMap<TopicName, (Instant, Arc<Layout>)>> {
         self.remembered.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn ensured(&self) -> MutexGuard<'_, HashMap<TopicName, TopicSpec>> {
+        self.ensured.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// As [`Topics::layout`]. Partitions are never taken away, so a topic with fewer than this process made sure of was
+    /// forgotten, as after a `FLUSHALL`, and is written down again.
+    pub(super) async fn restored(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
+        let layout = self.layout(topic).await?;
+        let ensured = self.ensured().get(topic).cloned();
+        let Some(spec) = ensured.filter(|spec| spec.partitions.get() > layout.partitions()) else { return Ok(layout) };
+        tracing::warn!(%topic, partitions = spec.partitions, "the server forgot the topic, which is written down again");
+        self.ensure(topic, &spec).await?;
+        self.layout(topic).await
     }
 
     /// As [`Topics::layout`], as it is now.
@@ -172,6 +189,7 @@ impl Topics {
         for _ in 0..CHANGES_MAX {
             if self.try_ensure(&mut wire, topic, spec).await? {
                 self.remembered().remove(topic);
+                self.ensured().insert(topic.clone(), spec.clone());
                 let layout = self.ask(topic).await?;
                 return self.info(topic, &layout).await;
             }

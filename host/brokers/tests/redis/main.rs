@@ -7,4 +7,5 @@ mod foreign;
 mod groups;
 mod leases;
 mod losses;
+mod sharing;
 mod support;
