@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use synapse_brokers::contract::{DurableHarness, Harness};
+use synapse_brokers::contract::{DurableHarness, Harness, SharedHarness};
 use synapse_brokers::redis::{RedisBroker, RedisOptions};
 use synapse_core::Broker;
 
@@ -35,13 +35,20 @@ impl Redis {
 #[async_trait]
 impl Harness for Redis {
     async fn broker(&self) -> Arc<dyn Broker> {
-        let options = RedisOptions { host_id: "one".to_owned(), ..RedisOptions::new(self.url.as_str()) };
-        Arc::new(RedisBroker::connect("bus".parse().unwrap(), options).await.unwrap())
+        self.host("one").await
     }
 
     /// A process that replaces one on the same host.
     async fn peer(&self, _of: &Arc<dyn Broker>) -> Arc<dyn Broker> {
         self.broker().await
+    }
+}
+
+#[async_trait]
+impl SharedHarness for Redis {
+    async fn host(&self, name: &str) -> Arc<dyn Broker> {
+        let options = RedisOptions { host_id: name.to_owned(), ..RedisOptions::new(self.url.as_str()) };
+        Arc::new(RedisBroker::connect("bus".parse().unwrap(), options).await.unwrap())
     }
 }
 
@@ -65,6 +72,10 @@ mod tcp {
 
 mod unix {
     synapse_brokers::keeps_contract!(super::Redis::unix());
+}
+
+mod shared {
+    synapse_brokers::shares_work!(super::Redis::unix());
 }
 
 mod restarted {
