@@ -82,10 +82,10 @@ impl GroupSource {
         stream: &str,
         alive: Arc<AtomicBool>,
     ) -> Result<Self, BrokerError> {
-        let keys = LaneKeys::new(&lane.key);
+        let keys = LaneKeys::of(&lane.key, stream);
         let consumer = consumer(&shared.host, &keys);
         let mut source = Self {
-            wire: Wire::open(&shared.node).await?,
+            wire: Wire::open(&shared.nodes.owner_now(stream).await?).await?,
             shared: Arc::clone(shared),
             lane: lane.key.clone(),
             doing: format!("read the stream `{stream}` as `{consumer}`"),

@@ -44,7 +44,7 @@ struct Lane<'l> {
 
 impl<'l> Lane<'l> {
     fn new(key: LaneKey, stream: &'l str) -> Self {
-        let keys = LaneKeys::new(&key);
+        let keys = LaneKeys::of(&key, stream);
         Self { lease: keys.lease(ReadMode::Cursor, ""), keys, key, stream }
     }
 }

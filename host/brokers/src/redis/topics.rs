@@ -5,7 +5,8 @@
 //! topic; a stream that is not written there is a topic of one partition without bounds.
 //!
 //! When a topic of one partition gets more, its stream is renamed to `t:{0}` with its groups. From then on what is
-//! added to `t` by hand is not read.
+//! added to `t` by hand is not read. In a cluster the partitions lie all over the nodes, those of one number in all
+//! topics together, and a topic with events cannot be renamed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
@@ -20,6 +21,8 @@ use tokio::time::Instant;
 
 use super::command::command;
 use super::control::Control;
+use super::growth;
+use super::node::Node;
 use super::resp::{EntryId, Reply};
 use super::wire::Wire;
 
@@ -83,7 +86,7 @@ impl Stored {
     }
 }
 
-/// All topics of a node; what was asked lately is remembered, unless there was nothing.
+/// All topics; what was asked lately is remembered, unless there was nothing.
 pub(super) struct Topics {
     control: Control,
     remembered: Mutex<HashMap<TopicName, (Instant, Arc<Layout>)>>,
@@ -185,7 +188,7 @@ impl Topics {
     pub(super) async fn ensure(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
         // Checks the name and the types of its keys.
         self.ask(topic).await?;
-        let mut wire = Wire::open(&self.control.node).await?;
+        let mut wire = Wire::open(&self.control.nodes.owner_now(TOPICS_KEY).await?).await?;
         for _ in 0..CHANGES_MAX {
             if self.try_ensure(&mut wire, topic, spec).await? {
                 self.remembered().remove(topic);
@@ -203,38 +206,53 @@ impl Topics {
     /// Tells whether nobody came between.
     async fn try_ensure(&self, wire: &mut Wire, topic: &TopicName, spec: &TopicSpec) -> Result<bool, BrokerError> {
         let doing = format!("write topic `{topic}` down");
-        let (name, first) = (topic.as_str().as_bytes(), format!("{topic}:{{0}}"));
-        command(&mut wire.outbox, &[b"WATCH", TOPICS_KEY.as_bytes(), name]);
+        let name = topic.as_str().as_bytes();
+        command(&mut wire.outbox, &[b"WATCH", TOPICS_KEY.as_bytes()]);
         command(&mut wire.outbox, &[b"HGET", TOPICS_KEY.as_bytes(), name]);
-        command(&mut wire.outbox, &[b"EXISTS", name]);
-        let mut replies = Vec::new();
-        for reply in wire.exchange(&doing, 3).await? {
-            replies.push(self.control.node.checked(&doing, reply)?);
-        }
-        let known = self.parse(topic, &replies[1])?;
+        let replies = wire.exchange(&doing, 2).await?;
+        self.control.node.checked(&doing, replies[0].clone())?;
+        let known = self.parse(topic, &self.control.node.checked(&doing, replies[1].clone())?)?;
         let partitions = known.map_or(spec.partitions, |known| known.partitions.max(spec.partitions));
         let stored = Stored::new(partitions, &spec.retention);
         if known == Some(stored) {
             wire.ask(&doing, &[b"UNWATCH"]).await?;
             return Ok(true);
         }
+        let grows = known.is_none_or(|known| known.partitions.get() == 1) && partitions.get() > 1;
+        let renames = if grows { self.renames(wire, topic, &doing).await? } else { Vec::new() };
         let json = serde_json::to_vec(&stored).expect("numbers are JSON");
         command(&mut wire.outbox, &[b"MULTI"]);
         command(&mut wire.outbox, &[b"HSET", TOPICS_KEY.as_bytes(), name, &json]);
-        let was_one = known.is_none_or(|known| known.partitions.get() == 1);
-        let renames = was_one && partitions.get() > 1 && replies[2] == Reply::Integer(1);
-        if renames {
-            command(&mut wire.outbox, &[b"RENAMENX", name, first.as_bytes()]);
+        for (old, new) in &renames {
+            command(&mut wire.outbox, &[b"RENAMENX", old.as_bytes(), new.as_bytes()]);
         }
         command(&mut wire.outbox, &[b"EXEC"]);
         let mut done = Reply::Null;
-        for reply in wire.exchange(&doing, 3 + usize::from(renames)).await? {
+        for reply in wire.exchange(&doing, 3 + renames.len()).await? {
             done = self.control.node.checked(&doing, reply)?;
         }
         for reply in done.elements() {
             self.control.node.checked(&doing, reply.clone())?;
         }
         Ok(done != Reply::Null)
+    }
+
+    /// What gets another name with a topic that has one partition and is to have more.
+    async fn renames(
+        &self,
+        wire: &mut Wire,
+        topic: &TopicName,
+        doing: &str,
+    ) -> Result<Vec<(String, String)>, BrokerError> {
+        if self.control.nodes.is_cluster() {
+            growth::check_empty(&self.control, topic, doing).await?;
+            return Ok(Vec::new());
+        }
+        wire.ask(doing, &[b"WATCH", topic.as_str().as_bytes()]).await?;
+        if wire.ask(doing, &[b"EXISTS", topic.as_str().as_bytes()]).await? == Reply::Integer(0) {
+            return Ok(Vec::new());
+        }
+        growth::renames(wire, topic, &format!("{topic}:{{0}}"), doing).await
     }
 
     /// One topic, if it exists.
@@ -295,17 +313,23 @@ impl Topics {
     async fn streams(&self) -> Result<BTreeSet<String>, BrokerError> {
         let doing = "list the streams";
         let mut keys = BTreeSet::new();
+        for node in self.control.nodes.masters().await? {
+            self.streams_at(&node, doing, &mut keys).await?;
+        }
+        Ok(keys)
+    }
+
+    async fn streams_at(&self, node: &Node, doing: &str, keys: &mut BTreeSet<String>) -> Result<(), BrokerError> {
         let mut cursor = b"0".to_vec();
         loop {
-            let page = self.control.ask(doing, &[b"SCAN", &cursor, b"COUNT", b"1000", b"TYPE", b"stream"]).await?;
-            let [next, found] = page.elements() else {
-                return Err(self.control.node.garbled(doing, "SCAN without a cursor"));
-            };
+            let scan: &[&[u8]] = &[b"SCAN", &cursor, b"COUNT", b"1000", b"TYPE", b"stream"];
+            let page = self.control.ask_at(node, doing, scan).await?;
+            let [next, found] = page.elements() else { return Err(node.garbled(doing, "SCAN without a cursor")) };
             let found = found.elements().iter().filter_map(|key| String::from_utf8(key.bytes()?.to_vec()).ok());
             keys.extend(found.filter(|key| !key.starts_with(PREFIX)));
             cursor = next.bytes().unwrap_or(b"0").to_vec();
             if cursor == b"0" {
-                return Ok(keys);
+                return Ok(());
             }
         }
     }
