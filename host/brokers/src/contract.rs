@@ -65,6 +65,7 @@ macro_rules! keeps_contract {
             topics: [
                 ensure_topic_may_be_repeated
                 partitions_are_added_but_never_taken_away
+                a_topic_of_one_partition_grows_or_stays_as_it_was
                 topics_are_listed_by_name
                 topic_info_tells_what_is_kept
                 publish_creates_the_topic

@@ -14,9 +14,15 @@
 //!   The other effects then stay, and the commit says so and ends the pipeline.
 //! - the group was destroyed, so that its cursor cannot be moved: the cursor is written into a hash of ours in the same
 //!   transaction, too, and the group is made again from it, now or, after a crash, when the lane is opened.
-//! - the stream itself is gone, or has another name since its topic got partitions: the group is told the cursor under the
-//!   new name, and the lane has to be opened again. A lane looks its stream's name up before it commits, so this takes
-//!   someone who renames it within a second.
+//! - the stream itself is gone: the lane has to be opened again, at the cursor in that hash. When a topic gets partitions
+//!   its streams and leases take other names together, so that the fence stops whoever works under the old ones.
+//!
+//! # In a cluster
+//! The keys of a lane lie in the slot of its stream, with those of all partitions of the same number. Outputs in other
+//! slots are written first, after a look at the lease: whoever lost it between that look and the transaction has written
+//! outputs that come again. A slot that moves, and a master that fails, end the connection or refuse the transaction;
+//! then the lane is opened again, where the slot is by then. A failover may lose what the replica had not got yet, the
+//! lease and the cursor among it: then entries are read again, by one host or, until the older one tries to commit, two.
 //!
 //! The cursor is the group's `last-delivered-id` while the group exists, so that other tools see and can move it.
 
@@ -436,18 +442,6 @@ impl Lane {
         )
     }
 
-    /// What was committed while the stream got another name is told to the group under that name.
-    async fn follow_stream(&mut self) -> Result<(), BrokerError> {
-        let at = &self.key.partition;
-        let layout = self.shared.topics.ask(&at.topic.topic).await?;
-        let Some(stream) = layout.keys.get(at.partition as usize).filter(|stream| **stream != self.stream) else {
-            return Ok(());
-        };
-        let (group, cursor) = (self.key.pipeline.as_str().as_bytes(), self.cursor.to_string());
-        let arguments: &[&[u8]] = &[b"XGROUP", b"SETID", stream.as_bytes(), group, cursor.as_bytes()];
-        self.shared.control.ask(&self.doing, arguments).await.map(drop)
-    }
-
     /// Outputs that lie in other slots of a cluster cannot be in the transaction, so they are written before it: what it
     /// says is done with has its outputs. An owner that was fenced off writes none.
     async fn write_elsewhere(&mut self, effects: &Effects, layouts: &[Arc<Layout>]) -> Result<(), BrokerError> {
@@ -502,10 +496,7 @@ impl Lane {
         match moved {
             Moved::Yes => {}
             Moved::NoGroup => self.make_group().await?,
-            Moved::NoStream => {
-                self.follow_stream().await?;
-                return Err(self.stream_is_gone());
-            }
+            Moved::NoStream => return Err(self.stream_is_gone()),
         }
         for (output, layout) in effects.outputs.iter().zip(layouts) {
             if self.shared.retention.added(&output.topic.topic, layout, output.events.len()) {

@@ -1,8 +1,10 @@
 //! What other tools write, and what they find: native streams, every encoding in use, garbage.
 
-use synapse_core::broker::BrokerErrorKind;
+use std::time::Instant;
+
+use synapse_core::broker::{Boundary, BrokerErrorKind};
 use synapse_core::spec::{Encoding, ReadFrom, ReadMode, TopicSpec};
-use synapse_core::{Broker, Offset, Output};
+use synapse_core::{Broker, Effects, Offset, Output};
 
 use crate::support::{
     GLANCE, LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, path, poll,
@@ -104,16 +106,29 @@ async fn a_topic_that_grows_under_a_lane_has_it_opened_again() {
         let (mut committer, mut source) = open(&broker, &spec).await;
         next(&mut *source, 3).await;
         let out = format!("{name}-out");
-        committer.commit(&covering(&offsets[..1], vec![output(&out, 0..1)])).await.unwrap();
+        let boundary = Some(Boundary { from: offsets[0], stages: Vec::new() });
+        let effects = covering(&offsets[..1], vec![output(&out, 0..1)]);
+        committer.commit(&Effects { boundary, ..effects }).await.unwrap();
         let two = TopicSpec { partitions: 2.try_into().unwrap(), ..TopicSpec::default() };
         if grows_here { &broker } else { &other }.ensure_topic(&topic, &two).await.unwrap();
         let told = committer.commit(&covering(&offsets[1..2], vec![output(&out, 1..2)])).await;
-        assert_kind(told, BrokerErrorKind::Unavailable, "was renamed or deleted");
+        let (kind, about) = match grows_here {
+            true => (BrokerErrorKind::Unavailable, "was renamed or deleted"),
+            false => (BrokerErrorKind::Fenced, "was taken over"),
+        };
+        assert_kind(told, kind, about);
         // Whoever waits for events is told, too.
-        let waited = source.poll(LIMIT, GLANCE).await;
+        let started = Instant::now();
+        let waited = loop {
+            match source.poll(LIMIT, GLANCE).await {
+                Ok(batch) => assert!(batch.is_empty() && started.elapsed() < PATIENCE, "{batch:?}"),
+                told => break told,
+            }
+        };
         assert_kind(waited, BrokerErrorKind::Unavailable, "has another name");
         drop((committer, source));
         assert_eq!(server.cli(&["EXISTS", name]), "0");
+        assert_eq!(broker.boundaries(&spec.key).await.unwrap().len(), 1, "what is known of the lane moves along");
 
         let (mut committer, mut source) = open(&broker, &spec).await;
         let done = all_ids(&broker, &out).await.len();
