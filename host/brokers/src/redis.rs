@@ -54,6 +54,10 @@ mod wire;
 /// Shortest lease: it is renewed three times in its life, each time within a round trip.
 const LEASE_MIN: Duration = Duration::from_millis(100);
 
+/// Why a lane's outputs and its cursor do not become durable in one step in a cluster.
+pub const CLUSTER_COMMITS_APART: &str =
+    "in a Redis Cluster outputs may lie in other slots than the position, and no transaction spans slots";
+
 /// Where a Redis is.
 #[derive(Clone)]
 pub enum Servers {
@@ -261,6 +265,10 @@ impl Broker for RedisBroker {
 
     fn commits_atomically(&self) -> bool {
         !self.shared.nodes.is_cluster()
+    }
+
+    fn commits_apart(&self) -> Option<&'static str> {
+        self.shared.nodes.is_cluster().then_some(CLUSTER_COMMITS_APART)
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {

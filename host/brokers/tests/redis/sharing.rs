@@ -346,7 +346,7 @@ async fn a_host_that_wakes_up_late_cannot_commit() {
     let (mut zombie, _source) = open_at(&one, partition).await;
     // Blocks the only thread of this runtime, so that nothing is renewed and nobody looks.
     while server.cli(&["EXISTS", "synapse:members:pipe/in"]) != "0" {}
-    while server.cli(&["KEYS", "synapse:lease:*"]) != "" {}
+    while !server.cli(&["KEYS", "synapse:lease:*"]).is_empty() {}
     let (mut committer, mut source) = open_at(&two, partition).await;
     assert_eq!(next(&mut *source, 1).await.0, ids(0..1));
     committer.commit(&covering(&offsets, vec![output("out", 0..1)])).await.unwrap();

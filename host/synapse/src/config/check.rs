@@ -106,22 +106,74 @@ impl Check<'_, '_> {
     fn broker(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
         let kind = broker.kind.here()?.value.0;
         if kind == BrokerKind::Redis {
-            if matches!(broker.url, Key::Absent) {
-                let message = "a Redis broker needs the key \"url\", for example \"redis://127.0.0.1:6379\"";
-                self.reader.problem(place, key, message);
-            }
-            let range = Span(Duration::from_millis(100))..=Span(Duration::from_secs(600));
-            let lease = self.bounded(broker.lease, &format!("{key}.lease"), range).unwrap_or(Duration::from_secs(15));
-            let url = self.url(&broker.url.here()?, &format!("{key}.url"))?;
-            return Some(BrokerSpec::Redis { url, lease });
+            let lease = self.lease(broker.lease, key);
+            return self.redis(broker.url, broker.nodes, place, key, lease);
         }
-        let places = [("url", broker.url.here().map(|at| at.place)), ("lease", broker.lease.here().map(|at| at.place))];
+        let places = [
+            ("url", broker.url.here().map(|at| at.place)),
+            ("nodes", broker.nodes.here().map(|at| at.place)),
+            ("lease", broker.lease.here().map(|at| at.place)),
+        ];
         for (name, place) in places {
             if let Some(place) = place {
                 self.reader.problem(place, &format!("{key}.{name}"), "is for Redis brokers only");
             }
         }
         Some(if kind == BrokerKind::Memory { BrokerSpec::Memory } else { BrokerSpec::Embedded })
+    }
+
+    fn lease(&mut self, lease: Key<Parsed<Span>>, key: &str) -> Duration {
+        let range = Span(Duration::from_millis(100))..=Span(Duration::from_secs(600));
+        self.bounded(lease, &format!("{key}.lease"), range).unwrap_or(Duration::from_secs(15))
+    }
+
+    /// One server or a cluster.
+    fn redis(
+        &mut self,
+        url: Key<Text>,
+        nodes: Key<List<Text>>,
+        place: Place,
+        key: &str,
+        lease: Duration,
+    ) -> Option<BrokerSpec> {
+        let nodes_key = format!("{key}.nodes");
+        match (url, nodes) {
+            (Key::Absent, Key::Absent) => {
+                let message = "a Redis broker needs the key \"url\", for example \"redis://127.0.0.1:6379\", or \
+                               \"nodes\" for a cluster";
+                self.reader.problem(place, key, message);
+                None
+            }
+            (url, Key::Absent) => {
+                Some(BrokerSpec::Redis { url: self.url(&url.here()?, &format!("{key}.url"))?, lease })
+            }
+            (Key::Absent, nodes) => {
+                let nodes = nodes.here()?;
+                if nodes.value.empty {
+                    self.reader.problem(nodes.place, &nodes_key, "must name at least one node of the cluster");
+                }
+                // Each of them is looked at, whatever is wrong with the ones before.
+                let urls: Vec<_> = nodes.value.items.iter().map(|node| self.cluster_node(node, &nodes_key)).collect();
+                let nodes: Vec<_> = urls.into_iter().collect::<Option<_>>()?;
+                (!nodes.is_empty()).then_some(BrokerSpec::RedisCluster { nodes, lease })
+            }
+            (_, nodes) => {
+                let message = "a Redis broker has \"url\" (one server) or \"nodes\" (a cluster), not both";
+                self.reader.problem(nodes.here().map_or(place, |nodes| nodes.place), &nodes_key, message);
+                None
+            }
+        }
+    }
+
+    fn cluster_node(&mut self, node: &At<Text>, key: &str) -> Option<BrokerUrl> {
+        let url = self.url(node, key)?;
+        let server = url.expose().strip_prefix("redis://").and_then(|rest| rest.rsplit('@').next());
+        if server.is_some_and(|server| !server.contains(['/', '?'])) {
+            return Some(url);
+        }
+        let message = "a node of a cluster is written \"redis://[user:password@]host:port\", without a database";
+        self.reader.problem(node.place, key, message);
+        None
     }
 
     /// The address is never shown: it may hold a password.

@@ -121,13 +121,14 @@ tables! {
             kind: Choice<BrokerKind>,
         }
         optional {
-            /// Redis only, and needed there: redis://, or redis+unix:// for a socket.
+            /// Redis only: one server; redis://, or redis+unix:// for a socket.
             url: Text,
+            /// Redis only: some nodes of a cluster, instead of "url"; redis://host:port, which tell of the others.
+            nodes: List<Text>,
             /// Redis only: for how long a host owns a partition without renewing. Default "15s".
             lease: Parsed<Span>,
         }
         later {
-            nodes: "Redis clusters are",
             bootstrap: "Kafka brokers are",
             client: "Kafka brokers are",
         }
