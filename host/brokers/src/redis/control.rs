@@ -107,33 +107,31 @@ impl Control {
     async fn run(&self, doing: &str, arguments: &[&[u8]]) -> Result<Reply, BrokerError> {
         const ASKING: &[&[u8]] = &[b"ASKING"];
         let mut hop = None;
-        let mut last = None;
-        for _ in 0..HOPS_MAX {
+        let mut last = Reply::Null;
+        for tries in 1..=HOPS_MAX {
             let (node, asking) = match hop.take() {
                 Some(hop) => hop,
                 None => (self.owner(arguments).await?, false),
             };
             let commands: &[&[&[u8]]] = if asking { &[ASKING, arguments] } else { &[arguments] };
-            let reply = match self.pipeline(&node, doing, commands).await {
+            last = match self.pipeline(&node, doing, commands).await {
                 Ok(mut replies) => replies.pop().unwrap_or(Reply::Null),
-                // Another node may have its slots by now; if it has not, waiting is up to the caller.
-                Err(error) if self.nodes.is_cluster() && last.is_none() => {
+                // Another node may have its slots by now; if none has, waiting is up to the caller.
+                Err(_) if self.nodes.is_cluster() && tries == 1 => {
                     self.nodes.distrust();
-                    last = Some(Err(error));
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            let Reply::Error(line) = &reply else { return Ok(reply) };
+            let Reply::Error(line) = &last else { return Ok(last) };
             match self.nodes.redirect(&node, line) {
-                None => return Ok(reply),
+                None => return Ok(last),
                 Some(Redirect::Moved(next)) => hop = Some((next, false)),
                 Some(Redirect::Ask(next)) => hop = Some((next, true)),
                 Some(Redirect::Later) => sleep(HOP_WAIT).await,
             }
-            last = Some(Ok(reply));
         }
-        last.unwrap_or(Ok(Reply::Null))
+        Ok(last)
     }
 
     /// The node of a command's key; without a key any node will do.
@@ -213,5 +211,25 @@ fn reply(value: Value) -> Reply {
         }
         // The rest is RESP3, which this connection does not speak.
         _ => Reply::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_go_where_their_keys_are() {
+        let at = |text: &str| {
+            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+            key(&words).map(|key| String::from_utf8_lossy(key).into_owned())
+        };
+        for command in ["TYPE k", "HGET k f", "XINFO STREAM k", "XGROUP CREATE k g 0", "MEMORY USAGE k", "EVAL s 1 k a"]
+        {
+            assert_eq!(at(command).as_deref(), Some("k"), "{command}");
+        }
+        for command in ["PING", "TIME", "INFO memory", "SCAN 0 COUNT 10"] {
+            assert_eq!(at(command), None, "{command}");
+        }
     }
 }

@@ -458,8 +458,7 @@ impl Lane {
         if holder.bytes() != Some(self.token.as_bytes()) {
             return Err(self.fenced());
         }
-        let shared = Arc::clone(&self.shared);
-        shared.publisher.write(&shared, &parts).await.map(drop)
+        self.shared.publisher.write(&self.shared, &parts).await.map(drop)
     }
 
     async fn transact(

@@ -35,7 +35,7 @@ async fn length(broker: &RedisBroker, topic: &str) -> usize {
     info.partitions.iter().map(|partition| partition.events as usize).sum()
 }
 
-/// Copies `in` to `out` as the engine does: opens the lane again whenever that may help.
+/// Copies `in` to `out` and to `elsewhere`, which lies in another slot, as the engine does: opens the lane again whenever that may help.
 async fn copy(broker: &RedisBroker, spec: &LaneSpec, count: usize) -> usize {
     let (mut done, mut opened) = (0, 0);
     let started = Instant::now();
@@ -66,15 +66,25 @@ async fn copy_until_it_fails(
         let Some(last) = batch.events.events().last() else { continue };
         let last: usize = last.id().parse().unwrap();
         let first = last + 1 - batch.events.len();
-        lane.committer.commit(&covering(&batch.offsets, vec![keyed("out", first..last + 1)])).await?;
+        let outputs = vec![keyed("out", first..last + 1), output("elsewhere", first..last + 1)];
+        lane.committer.commit(&covering(&batch.offsets, outputs)).await?;
         *done = last + 1;
     }
     Ok(())
 }
 
+/// In the lane's slot each event is there once; in another one some are there again, in order from where the lane began
+/// again.
 async fn assert_copied(broker: &RedisBroker, count: usize) {
     let mut source = broker.read(&"out".parse().unwrap(), 0, ReadFrom::Earliest).await.unwrap();
     assert_eq!(next(&mut *source, count).await.0, ids(0..count));
+    let mut expected = 0;
+    for id in all_ids(broker, "elsewhere").await {
+        let id: usize = id.parse().unwrap();
+        assert!(id <= expected, "{id} came when {expected} was missing");
+        expected = id + 1;
+    }
+    assert_eq!(expected, count);
 }
 
 #[tokio::test]
