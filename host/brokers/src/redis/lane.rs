@@ -102,7 +102,8 @@ impl LaneKeys {
 pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLane, BrokerError> {
     let at = &spec.key.partition;
     shared.check_own(&at.topic)?;
-    let layout = shared.topics.layout(&at.topic.topic).await?;
+    // Under a name that it had a moment ago the stream would be made anew.
+    let layout = shared.topics.layout_now(&at.topic.topic).await?;
     // A stream that vanished under a lane is made again; one that never was is a mistake.
     if !layout.exists && !shared.kept().contains_key(&spec.key) {
         return Err(shared.no_topic(&at.topic.topic));

@@ -193,7 +193,7 @@ impl Registry {
     async fn partitions(&self) -> Result<BTreeSet<TopicPartition>, BrokerError> {
         let mut all = BTreeSet::new();
         for topic in &self.share.topics {
-            let count = self.shared.topics.restored(topic).await?.partitions();
+            let count = self.shared.topics.layout(topic).await?.partitions();
             let path = TopicPath { broker: self.shared.node.broker.clone(), topic: topic.clone() };
             all.extend((0..count).map(|partition| TopicPartition { topic: path.clone(), partition }));
         }

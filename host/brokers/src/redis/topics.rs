@@ -56,13 +56,15 @@ pub(super) struct Layout {
     pub(super) retention: Retention,
     /// Whether the topic is written down or its stream is there.
     pub(super) exists: bool,
+    written_down: bool,
 }
 
 impl Layout {
-    fn new(topic: &TopicName, stored: Stored, exists: bool) -> Arc<Self> {
+    fn new(topic: &TopicName, written: Option<Stored>, exists: bool) -> Arc<Self> {
+        let stored = written.unwrap_or(Stored::NATIVE);
         let retention =
             Retention { age: stored.age_ms.map(Duration::from_millis), bytes: stored.bytes, events: stored.events };
-        Arc::new(Self { keys: keys(topic, stored.partitions), retention, exists })
+        Arc::new(Self { keys: keys(topic, stored.partitions), retention, exists, written_down: written.is_some() })
     }
 
     pub(super) fn partitions(&self) -> u32 {
@@ -99,7 +101,8 @@ impl Topics {
         Self { control, remembered: Mutex::default(), ensured: Mutex::default() }
     }
 
-    /// The streams of a topic, whether it exists or not.
+    /// The streams of a topic, whether it exists or not. One that this process made sure of and that the server forgot,
+    /// as after a `FLUSHALL`, is written down again: it has lanes and publishers that count on its partitions.
     ///
     /// # Errors
     /// `Invalid`: a key of that name holds something else than a stream. `Corrupt`: what is written of it is no JSON.
@@ -107,8 +110,18 @@ impl Topics {
         let remembered = self.remembered().get(topic).cloned();
         match remembered {
             Some((asked, layout)) if asked.elapsed() < FRESH => Ok(layout),
-            _ => self.ask(topic).await,
+            _ => self.layout_now(topic).await,
         }
+    }
+
+    /// As [`Topics::layout`], as it is now.
+    pub(super) async fn layout_now(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
+        let layout = self.ask(topic).await?;
+        let ensured = self.ensured().get(topic).cloned();
+        let Some(spec) = ensured.filter(|_| !layout.written_down) else { return Ok(layout) };
+        tracing::warn!(%topic, partitions = spec.partitions, "the server forgot the topic, which is written down again");
+        self.write_down(topic, &spec).await?;
+        self.ask(topic).await
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashMap<TopicName, (Instant, Arc<Layout>)>> {
@@ -119,19 +132,7 @@ impl Topics {
         self.ensured.lock().expect("nothing panics while it holds this lock")
     }
 
-    /// As [`Topics::layout`]. Partitions are never taken away, so a topic with fewer than this process made sure of was
-    /// forgotten, as after a `FLUSHALL`, and is written down again.
-    pub(super) async fn restored(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
-        let layout = self.layout(topic).await?;
-        let ensured = self.ensured().get(topic).cloned();
-        let Some(spec) = ensured.filter(|spec| spec.partitions.get() > layout.partitions()) else { return Ok(layout) };
-        tracing::warn!(%topic, partitions = spec.partitions, "the server forgot the topic, which is written down again");
-        self.ensure(topic, &spec).await?;
-        self.layout(topic).await
-    }
-
-    /// As [`Topics::layout`], as it is now.
-    pub(super) async fn ask(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
+    async fn ask(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
         let doing = format!("look topic `{topic}` up");
         if topic.as_str().starts_with(PREFIX) {
             return Err(self.control.node.invalid(format_args!(
@@ -147,7 +148,7 @@ impl Topics {
         for (key, reply) in keys.iter().zip(self.control.ask_all(&doing, &commands).await?) {
             exists |= self.is_stream(&doing, key, reply)?;
         }
-        let layout = Layout::new(topic, shape, exists);
+        let layout = Layout::new(topic, stored, exists);
         if !exists {
             // It may be made at any moment.
             return Ok(layout);
@@ -188,13 +189,18 @@ impl Topics {
     pub(super) async fn ensure(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
         // Checks the name and the types of its keys.
         self.ask(topic).await?;
+        self.write_down(topic, spec).await?;
+        self.ensured().insert(topic.clone(), spec.clone());
+        let layout = self.ask(topic).await?;
+        self.info(topic, &layout).await
+    }
+
+    async fn write_down(&self, topic: &TopicName, spec: &TopicSpec) -> Result<(), BrokerError> {
         let mut wire = Wire::open(&self.control.nodes.owner_now(TOPICS_KEY).await?).await?;
         for _ in 0..CHANGES_MAX {
             if self.try_ensure(&mut wire, topic, spec).await? {
                 self.remembered().remove(topic);
-                self.ensured().insert(topic.clone(), spec.clone());
-                let layout = self.ask(topic).await?;
-                return self.info(topic, &layout).await;
+                return Ok(());
             }
         }
         Err(self.control.node.error(
@@ -294,12 +300,12 @@ impl Topics {
         for pair in written.elements().chunks_exact(2) {
             let Some(Ok(name)) = pair[0].text().map(|text| text.parse::<TopicName>()) else { continue };
             let Some(stored) = self.parse(&name, &pair[1])? else { continue };
-            shapes.insert(name, stored);
+            shapes.insert(name, Some(stored));
         }
         for key in self.streams().await? {
             // The partitions of larger topics have braces in their names, which no topic has.
             if let Ok(name) = key.parse::<TopicName>() {
-                shapes.entry(name).or_insert(Stored::NATIVE);
+                shapes.entry(name).or_insert(None);
             }
         }
         let mut infos = Vec::with_capacity(shapes.len());

@@ -227,6 +227,8 @@ async fn hosts_go_on_after_a_flush() {
     let (one, two) = (host(&server, "one").await, host(&server, "two").await);
     topic_of(&one, 6).await;
     topic_of(&two, 6).await;
+    let three = TopicSpec { partitions: 3.try_into().unwrap(), ..TopicSpec::default() };
+    one.ensure_topic(&"kept".parse().unwrap(), &three).await.unwrap();
     let share = share(&["in"], ReadMode::Cursor);
     let mut fleet = Fleet::join(&[&one, &two], &share).await;
     fleet.settles(&[3, 3]).await;
@@ -242,6 +244,10 @@ async fn hosts_go_on_after_a_flush() {
         tokio::time::sleep(GLANCE).await;
     }
     publish(&one, "in", 0..60).await;
+    // What the hosts made sure of and only write to is there again with the first event.
+    publish(&one, "kept", 0..60).await;
+    let kept = one.topic(&"kept".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(kept.partitions.len(), 3);
     drop(held);
     let (mut committer, mut source) = open_at(&one, mine).await;
     let kept = one.topic(&"in".parse().unwrap()).await.unwrap().unwrap();
