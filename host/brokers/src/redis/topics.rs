@@ -4,8 +4,8 @@
 //! streams `t:{0}` to `t:{n-1}`. Partitions and retention are written in one hash, `synapse:topics`, as JSON for each
 //! topic; a stream that is not written there is a topic of one partition without bounds.
 //!
-//! When a topic of one partition gets more, its stream is renamed to `t:{0}` with its groups. From then on what is
-//! added to `t` by hand is not read. In a cluster the partitions lie all over the nodes, those of one number in all
+//! When a topic of one partition gets more, its stream is renamed to `t:{0}` with its groups. What other hosts add to `t`
+//! until they know is moved; what is added to it by hand from then on is not read. In a cluster the partitions lie all over the nodes, those of one number in all
 //! topics together, and a topic with events cannot be renamed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use synapse_core::broker::{BrokerErrorKind, PartitionInfo, TopicInfo};
 use synapse_core::spec::{Retention, TopicSpec};
 use synapse_core::{BrokerError, Offset, TopicName};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::command::command;
 use super::control::Control;
@@ -72,11 +72,22 @@ impl Layout {
     }
 }
 
+/// The first partition of a topic that has several.
+fn first(topic: &TopicName) -> String {
+    format!("{topic}:{{0}}")
+}
+
 fn keys(topic: &TopicName, partitions: NonZeroU32) -> Vec<String> {
     match partitions.get() {
         1 => vec![topic.to_string()],
         many => (0..many).map(|index| format!("{topic}:{{{index}}}")).collect(),
     }
+}
+
+/// What writing a topic down did.
+struct Written {
+    /// Whether its stream has another name now.
+    renamed: bool,
 }
 
 impl Stored {
@@ -196,69 +207,64 @@ impl Topics {
     }
 
     async fn write_down(&self, topic: &TopicName, spec: &TopicSpec) -> Result<(), BrokerError> {
+        let doing = format!("write topic `{topic}` down");
         let mut wire = Wire::open(&self.control.nodes.owner_now(TOPICS_KEY).await?).await?;
         for _ in 0..CHANGES_MAX {
-            if self.try_ensure(&mut wire, topic, spec).await? {
-                self.remembered().remove(topic);
-                return Ok(());
+            let Some(written) = self.try_ensure(&mut wire, topic, spec, &doing).await? else { continue };
+            self.remembered().remove(topic);
+            if written.renamed {
+                sleep(2 * FRESH).await;
+                growth::sweep(&mut wire, topic, &first(topic), &doing).await?;
             }
+            return Ok(());
         }
         Err(self.control.node.error(
             BrokerErrorKind::Unavailable,
-            format_args!("could not write topic `{topic}` down: others changed topics {CHANGES_MAX} times meanwhile"),
+            format_args!("could not {doing}: others changed topics {CHANGES_MAX} times meanwhile"),
         ))
     }
 
-    /// Tells whether nobody came between.
-    async fn try_ensure(&self, wire: &mut Wire, topic: &TopicName, spec: &TopicSpec) -> Result<bool, BrokerError> {
-        let doing = format!("write topic `{topic}` down");
-        let name = topic.as_str().as_bytes();
-        command(&mut wire.outbox, &[b"WATCH", TOPICS_KEY.as_bytes()]);
-        command(&mut wire.outbox, &[b"HGET", TOPICS_KEY.as_bytes(), name]);
-        let replies = wire.exchange(&doing, 2).await?;
-        self.control.node.checked(&doing, replies[0].clone())?;
-        let known = self.parse(topic, &self.control.node.checked(&doing, replies[1].clone())?)?;
-        let partitions = known.map_or(spec.partitions, |known| known.partitions.max(spec.partitions));
-        let stored = Stored::new(partitions, &spec.retention);
-        if known == Some(stored) {
-            wire.ask(&doing, &[b"UNWATCH"]).await?;
-            return Ok(true);
-        }
-        let grows = known.is_none_or(|known| known.partitions.get() == 1) && partitions.get() > 1;
-        let renames = if grows { self.renames(wire, topic, &doing).await? } else { Vec::new() };
-        let json = serde_json::to_vec(&stored).expect("numbers are JSON");
-        command(&mut wire.outbox, &[b"MULTI"]);
-        command(&mut wire.outbox, &[b"HSET", TOPICS_KEY.as_bytes(), name, &json]);
-        for (old, new) in &renames {
-            command(&mut wire.outbox, &[b"RENAMENX", old.as_bytes(), new.as_bytes()]);
-        }
-        command(&mut wire.outbox, &[b"EXEC"]);
-        let mut done = Reply::Null;
-        for reply in wire.exchange(&doing, 3 + renames.len()).await? {
-            done = self.control.node.checked(&doing, reply)?;
-        }
-        for reply in done.elements() {
-            self.control.node.checked(&doing, reply.clone())?;
-        }
-        Ok(done != Reply::Null)
-    }
-
-    /// What gets another name with a topic that has one partition and is to have more.
-    async fn renames(
+    /// `None` if someone came between.
+    async fn try_ensure(
         &self,
         wire: &mut Wire,
         topic: &TopicName,
+        spec: &TopicSpec,
         doing: &str,
-    ) -> Result<Vec<(String, String)>, BrokerError> {
-        if self.control.nodes.is_cluster() {
+    ) -> Result<Option<Written>, BrokerError> {
+        let name = topic.as_str().as_bytes();
+        command(&mut wire.outbox, &[b"WATCH", TOPICS_KEY.as_bytes()]);
+        command(&mut wire.outbox, &[b"HGET", TOPICS_KEY.as_bytes(), name]);
+        let replies = wire.exchange(doing, 2).await?;
+        self.control.node.checked(doing, replies[0].clone())?;
+        let known = self.parse(topic, &self.control.node.checked(doing, replies[1].clone())?)?;
+        let partitions = known.map_or(spec.partitions, |known| known.partitions.max(spec.partitions));
+        let stored = Stored::new(partitions, &spec.retention);
+        if known == Some(stored) {
+            wire.ask(doing, &[b"UNWATCH"]).await?;
+            return Ok(Some(Written { renamed: false }));
+        }
+        let grows = known.is_none_or(|known| known.partitions.get() == 1) && partitions.get() > 1;
+        if grows && self.control.nodes.is_cluster() {
             growth::check_empty(&self.control, topic, doing).await?;
-            return Ok(Vec::new());
         }
-        wire.ask(doing, &[b"WATCH", topic.as_str().as_bytes()]).await?;
-        if wire.ask(doing, &[b"EXISTS", topic.as_str().as_bytes()]).await? == Reply::Integer(0) {
-            return Ok(Vec::new());
+        let renames = grows && !self.control.nodes.is_cluster();
+        let json = serde_json::to_vec(&stored).expect("numbers are JSON");
+        command(&mut wire.outbox, &[b"MULTI"]);
+        command(&mut wire.outbox, &[b"HSET", TOPICS_KEY.as_bytes(), name, &json]);
+        if renames {
+            command(&mut wire.outbox, &[b"EVAL", growth::RENAME, b"2", name, first(topic).as_bytes()]);
         }
-        growth::renames(wire, topic, &format!("{topic}:{{0}}"), doing).await
+        command(&mut wire.outbox, &[b"EXEC"]);
+        let mut done = Reply::Null;
+        for reply in wire.exchange(doing, 3 + usize::from(renames)).await? {
+            done = self.control.node.checked(doing, reply)?;
+        }
+        for reply in done.elements() {
+            self.control.node.checked(doing, reply.clone())?;
+        }
+        let renamed = renames && done.elements().last().and_then(Reply::count) == Some(1);
+        Ok((done != Reply::Null).then_some(Written { renamed }))
     }
 
     /// One topic, if it exists.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use synapse_brokers::redis::RedisBroker;
-use synapse_core::broker::BrokerErrorKind;
+use synapse_core::broker::{BrokerErrorKind, Ending};
 use synapse_core::spec::{ReadMode, TopicSpec};
 use synapse_core::{Broker, Source};
 
@@ -246,12 +246,18 @@ async fn a_topic_that_grows_robs_no_reader() {
     let (mut fenced, mut stale) = open(&one, &spec).await;
     let (_, offsets, _) = next(&mut *stale, 3).await;
     let more = TopicSpec { partitions: 2.try_into().unwrap(), ..TopicSpec::default() };
-    two.ensure_topic(&"in".parse().unwrap(), &more).await.unwrap();
-    let (_theirs, mut reader) = open(&two, &spec).await;
-    for _ in 0..4 {
+    let topic = "in".parse().unwrap();
+    let meanwhile = async {
+        while server.cli(&["EXISTS", "in"]) == "1" {
+            tokio::task::yield_now().await;
+        }
+        let (_theirs, mut reader) = open(&two, &spec).await;
         assert!(poll(&mut *reader, GLANCE).await.0.is_empty());
-    }
-    assert_kind(fenced.commit(&covering(&offsets, Vec::new())).await, BrokerErrorKind::Fenced, "");
+        fenced.commit(&covering(&offsets, Vec::new())).await
+    };
+    let (grown, told) = tokio::join!(two.ensure_topic(&topic, &more), meanwhile);
+    assert_eq!(grown.unwrap().partitions.len(), 2);
+    assert_ne!(told.unwrap_err().kind.ending(), Ending::Stop);
     let (mut committer, mut source) = open(&one, &spec).await;
     assert_eq!(
         server.cli(&["EXISTS", "in", "synapse:lane:{in}:pipe/in/0"]),
