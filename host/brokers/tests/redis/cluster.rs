@@ -8,6 +8,7 @@ use synapse_core::spec::{ReadFrom, ReadMode, TopicSpec};
 use synapse_core::{Broker, BrokerError, Event};
 
 use crate::cluster_support::RedisCluster;
+use crate::sharing::{Fleet, share};
 use crate::support::{
     GLANCE, LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, publish,
 };
@@ -109,12 +110,7 @@ async fn a_topics_partitions_lie_on_all_nodes() {
         lane.committer.commit(&covering(&here, Vec::new())).await.unwrap();
         lanes.push(lane);
     }
-    let share = synapse_core::share::Share {
-        pipeline: "pipe".parse().unwrap(),
-        topics: vec!["in".parse().unwrap()],
-        read: ReadMode::Cursor,
-    };
-    let seen = broker.places(&share).await.unwrap();
+    let seen = broker.places(&share(&["in"], ReadMode::Cursor)).await.unwrap();
     assert_eq!(seen.len(), 48);
     for place in seen {
         assert_eq!((place.owner.as_deref(), place.lag), (Some("one"), Some(0)), "{}", place.partition);
@@ -250,6 +246,24 @@ async fn a_lane_goes_on_at_the_promoted_replica() {
         tokio::time::sleep(GLANCE).await;
     }
     assert_eq!(length(&broker, "in").await, EVENTS + 1);
+}
+
+/// The node that holds the hosts' entries is killed: the hosts enter again where they are kept then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_share_on_when_a_master_fails() {
+    let mut cluster = RedisCluster::start(1);
+    let host = |name: &'static str| move |options: &mut RedisOptions| options.host_id = name.to_owned();
+    let (one, two) = (cluster.broker_with(host("one")).await, cluster.broker_with(host("two")).await);
+    topic_of(&one, "in", 6).await;
+    let share = share(&["in"], ReadMode::Cursor);
+    let mut fleet = Fleet::join(&[&one, &two], &share).await;
+    fleet.settles(&[3, 3]).await;
+    let home = cluster.owner_of("synapse:members:pipe/in");
+    cluster.nodes[home].kill();
+    let three = cluster.unconnected(host("three"));
+    let mut joined = Fleet::join(&[&three], &share).await;
+    joined.settles(&[2]).await;
+    fleet.settles(&[2, 2]).await;
 }
 
 #[tokio::test]

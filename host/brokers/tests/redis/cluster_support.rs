@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use synapse_brokers::redis::{RedisBroker, RedisOptions, Servers};
+use synapse_core::Broker;
 
 use crate::support::{CLI, RedisServer};
 
@@ -56,10 +57,17 @@ impl RedisCluster {
     }
 
     pub(crate) async fn broker_with(&self, change: impl FnOnce(&mut RedisOptions)) -> RedisBroker {
+        let broker = self.unconnected(change);
+        broker.health().await.unwrap();
+        broker
+    }
+
+    /// A broker that connects when it is first used.
+    pub(crate) fn unconnected(&self, change: impl FnOnce(&mut RedisOptions)) -> RedisBroker {
         let urls = self.nodes[..2].iter().map(RedisServer::tcp_url).collect();
         let mut options = RedisOptions { host_id: "one".to_owned(), ..RedisOptions::at(Servers::Cluster(urls)) };
         change(&mut options);
-        RedisBroker::connect("bus".parse().unwrap(), options).await.unwrap()
+        RedisBroker::new("bus".parse().unwrap(), options).unwrap()
     }
 
     /// Which of the nodes has the slot of a key.

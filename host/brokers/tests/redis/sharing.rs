@@ -28,7 +28,7 @@ async fn host(server: &RedisServer, name: &str) -> RedisBroker {
     broker.await.unwrap()
 }
 
-fn share(topics: &[&str], read: ReadMode) -> Share {
+pub(crate) fn share(topics: &[&str], read: ReadMode) -> Share {
     let topics = topics.iter().map(|topic| topic.parse().unwrap()).collect();
     Share { pipeline: "pipe".parse().unwrap(), topics, read }
 }
@@ -49,10 +49,10 @@ fn lane_at(partition: u32, read: ReadMode) -> LaneSpec {
 }
 
 /// Memberships and what each was told last.
-struct Fleet(Vec<(Box<dyn Membership>, BTreeSet<TopicPartition>)>);
+pub(crate) struct Fleet(Vec<(Box<dyn Membership>, BTreeSet<TopicPartition>)>);
 
 impl Fleet {
-    async fn join(brokers: &[&RedisBroker], share: &Share) -> Self {
+    pub(crate) async fn join(brokers: &[&RedisBroker], share: &Share) -> Self {
         let mut fleet = Self(Vec::new());
         for broker in brokers {
             fleet.add(broker, share).await;
@@ -65,7 +65,7 @@ impl Fleet {
     }
 
     /// Waits until everyone has as many as `loads` says, in any order, and everything belongs to exactly one.
-    async fn settles(&mut self, loads: &[usize]) {
+    pub(crate) async fn settles(&mut self, loads: &[usize]) {
         let started = Instant::now();
         loop {
             for (member, told) in &mut self.0 {
