@@ -55,6 +55,10 @@ const DELIVERIES_WAIT: Duration = Duration::from_millis(100);
 /// Shortest time that a host that died may be missed for.
 const LEASE_MIN: Duration = Duration::from_secs(1);
 
+/// Why outputs and position do not become durable in one step, where the configuration wants it so.
+pub const DELIVERS_AT_LEAST_ONCE: &str =
+    "its `delivery` is \"at-least-once\": outputs are written first, then the position";
+
 /// Where a Kafka cluster is and how it is used.
 #[derive(Clone)]
 pub struct KafkaOptions {
@@ -253,6 +257,10 @@ impl Broker for KafkaBroker {
 
     fn commits_atomically(&self) -> bool {
         self.shared.exactly_once
+    }
+
+    fn commits_apart(&self) -> Option<&'static str> {
+        (!self.shared.exactly_once).then_some(DELIVERS_AT_LEAST_ONCE)
     }
 
     /// A transaction is several round trips and marks in every partition, however much it holds.
