@@ -129,7 +129,8 @@ impl Cluster {
         let defaults = [
             ("message.max.bytes", record_bytes_max.as_str()),
             ("delivery.timeout.ms", timeout.as_str()),
-            ("linger.ms", "0"),
+            // Records that come together go together; nobody waits long for it.
+            ("linger.ms", "1"),
             ("queue.buffering.max.kbytes", "65536"),
         ];
         self.set(&mut config, &defaults);
