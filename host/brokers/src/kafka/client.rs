@@ -99,8 +99,9 @@ impl Cluster {
                 ],
             );
         }
-        // New partitions are to be noticed soon.
-        self.set(&mut config, &[("topic.metadata.refresh.interval.ms", "10000")]);
+        // New partitions are to be noticed soon. What is fetched before a partition is paused is for nothing.
+        let defaults = [("topic.metadata.refresh.interval.ms", "10000"), ("queued.max.messages.kbytes", "64")];
+        self.set(&mut config, &defaults);
         config
     }
 

@@ -239,7 +239,6 @@ impl PartitionSource {
                 Some(Fetched::End(offset)) => {
                     self.end = Some(offset);
                     self.queue.next();
-                    return Ok(Took::All);
                 }
                 Some(Fetched::Failed(code)) => {
                     self.queue.next();
