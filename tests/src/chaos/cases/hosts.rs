@@ -1,0 +1,97 @@
+//! Hosts that die, freeze, and take over from each other.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rustix::process::Signal;
+
+use crate::chaos::{Case, Scene, World};
+use crate::checker::Promise;
+use crate::redis::RedisServer;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "host-killed-embedded",
+        route: "embedded → embedded",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || Ok(Scene::embedded().fault(kill_again_and_again)),
+    },
+    Case {
+        name: "host-killed-redis",
+        route: "redis → same redis, by cursor",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let server = RedisServer::start()?;
+            Ok(Scene::redis(&server)?.fault(keeping(server, kill_again_and_again)))
+        },
+    },
+    Case {
+        name: "host-killed-redis-group",
+        route: "redis → same redis, as a group",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let server = RedisServer::start()?;
+            let url = format!("unix://{}", server.socket().display());
+            let scene = Scene::redis_at(&url, server.client()?).pipeline("read = \"group\"");
+            Ok(scene.fault(keeping(server, kill_again_and_again)))
+        },
+    },
+    Case {
+        name: "host-killed-redis-to-embedded",
+        route: "redis → embedded",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::AT_LEAST_ONCE,
+        scene: || {
+            let server = RedisServer::start()?;
+            Ok(Scene::redis(&server)?.to_embedded().fault(keeping(server, kill_again_and_again)))
+        },
+    },
+    Case {
+        name: "host-frozen-redis",
+        route: "redis → same redis, by cursor, two hosts",
+        what: "the host at work is frozen (SIGSTOP) for longer than its lease, another takes over, then it wakes up",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let server = RedisServer::start()?;
+            let scene = Scene::redis(&server)?.broker("lease = \"1s\"").hosts(2);
+            Ok(scene.fault(keeping(server, freeze_one_after_the_other)))
+        },
+    },
+];
+
+/// The fault, with a server that lives as long as it.
+fn keeping(server: RedisServer, fault: fn(&mut World) -> Result<()>) -> impl FnMut(&mut World) -> Result<()> {
+    move |world| {
+        let _ = &server;
+        fault(world)
+    }
+}
+
+fn kill_again_and_again(world: &mut World) -> Result<()> {
+    for _ in 0..world.rounds() {
+        world.let_pass(50)?;
+        world.wait(0..100);
+        world.host()?.kill()?;
+        world.mended();
+        world.host()?.resume()?;
+    }
+    Ok(())
+}
+
+fn freeze_one_after_the_other(world: &mut World) -> Result<()> {
+    for round in 0..world.rounds().min(6) {
+        let frozen = round % 2;
+        world.hosts[frozen].signal(Signal::STOP)?;
+        // Nothing of the frozen one is in the way any more once the other writes.
+        std::thread::sleep(Duration::from_millis(1200));
+        world.wait_for_output()?;
+        world.hosts[frozen].signal(Signal::CONT)?;
+        world.mended();
+        world.wait(200..600);
+        world.wait_for_output()?;
+    }
+    Ok(())
+}
