@@ -4,8 +4,10 @@
 pub mod bus;
 pub mod chaos;
 pub mod checker;
+pub mod forward;
 pub mod host;
 pub mod load;
+pub mod machine;
 pub mod plugins;
 pub mod random;
 pub mod redis;

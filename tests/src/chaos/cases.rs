@@ -1,10 +1,16 @@
 //! Every case, by what goes wrong.
 
+mod clock;
+mod disk;
+mod events;
 mod hosts;
+mod network;
+mod redis;
+mod sinks;
 
 use super::Case;
 
 /// Every case, in the order of the table.
 pub fn all() -> Vec<Case> {
-    [hosts::CASES].concat()
+    [hosts::CASES, redis::CASES, network::CASES, disk::CASES, clock::CASES, events::CASES, sinks::CASES].concat()
 }
