@@ -48,7 +48,7 @@ fn main() -> Result<ExitCode> {
         let observed = chaos::run(case, &plan);
         match &observed {
             Ok(observed) => writeln!(out, "{}: {observed}", case.name)?,
-            Err(error) => writeln!(out, "{}: could not be carried out: {error:?}", case.name)?,
+            Err(error) => writeln!(out, "{}: could not be carried out: {error:#}", case.name)?,
         }
         rows.push((case, observed));
     }

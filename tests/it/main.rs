@@ -5,5 +5,4 @@
 mod chaos;
 mod commands;
 mod faults;
-mod kill;
 mod swap;

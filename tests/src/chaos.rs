@@ -58,9 +58,9 @@ impl Plan {
         Self { seed, events: 2_000, events_per_second: 500 }
     }
 
-    /// A longer load at a higher rate.
-    pub fn long(seed: u64, events: usize) -> Self {
-        Self { seed, events, events_per_second: 4_000 }
+    /// Whether there is time for faults that take long.
+    pub fn is_long(&self) -> bool {
+        self.events > 10_000
     }
 }
 
@@ -70,6 +70,8 @@ pub struct Observed {
     pub finding: Finding,
     /// What of the promise was not kept, a sentence each.
     pub breaks: Vec<String>,
+    /// What else the case has to tell.
+    pub notes: Vec<String>,
     /// From the end of the fault until something new was in the sink.
     pub first_output_after: Duration,
     /// From the end of the fault until everything that had been acknowledged before was in the sink.
@@ -80,11 +82,12 @@ pub struct Observed {
 
 impl fmt::Display for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { finding, breaks, first_output_after, caught_up_after, took } = self;
+        let Self { finding, breaks, notes, first_output_after, caught_up_after, took } = self;
         write!(
             f,
             "{finding}; output after {first_output_after:.2?}, caught up after {caught_up_after:.2?}; took {took:.1?}"
         )?;
+        notes.iter().try_for_each(|note| write!(f, "; {note}"))?;
         breaks.iter().try_for_each(|broken| write!(f, "; BROKEN: {broken}"))
     }
 }
@@ -130,7 +133,8 @@ fn observe(
     } else {
         world.keep_logs(case.name)?;
     }
-    Ok(Observed { finding, breaks, first_output_after, caught_up_after, took: started.elapsed() })
+    let notes = std::mem::take(&mut world.notes);
+    Ok(Observed { finding, breaks, notes, first_output_after, caught_up_after, took: started.elapsed() })
 }
 
 /// Waits until everything in the source has come to its end, or does not within patience; what it comes to is the same

@@ -2,16 +2,17 @@
 //!
 //! Networks and disks need root. All of it is undone when dropped.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 /// Runs a tool with something on its standard input.
@@ -169,8 +170,16 @@ impl Disk {
         let file = File::create(self.ballast())?;
         let disk = statvfs(self.path())?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let taken = free.saturating_sub(but_mebibytes << 20);
-        fallocate(&file, FallocateFlags::empty(), 0, taken).context("fill the disk")?;
+        let (mut taken, mut piece) = (0, free.saturating_sub(but_mebibytes << 20));
+        let goal = piece;
+        // The file system keeps something back for itself, so the last pieces are small.
+        while taken < goal && piece >= disk.f_frsize {
+            match fallocate(&file, FallocateFlags::empty(), taken, piece) {
+                Ok(()) => taken += piece,
+                Err(Errno::NOSPC) => piece /= 2,
+                Err(error) => return Err(error).context("fill the disk"),
+            }
+        }
         Ok(())
     }
 
@@ -214,8 +223,10 @@ impl Clock {
 
     /// What a process needs in its environment.
     pub fn environment(&self) -> Vec<(String, OsString)> {
+        // The C library's allocator goes before jemalloc, which asks for the time before libfaketime can tell it.
+        let preloaded = [self.library.as_os_str(), OsStr::new("libc.so.6")].join(OsStr::new(":"));
         let pairs = [
-            ("LD_PRELOAD", self.library.clone().into_os_string()),
+            ("LD_PRELOAD", preloaded),
             ("FAKETIME_TIMESTAMP_FILE", self.file().into_os_string()),
             ("FAKETIME_NO_CACHE", "1".into()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
@@ -240,9 +251,8 @@ impl Clock {
 }
 
 fn libfaketime() -> Result<PathBuf> {
+    // Debian has a folder for each architecture, others have not.
     let folders = std::fs::read_dir("/usr/lib")?.filter_map(|entry| Some(entry.ok()?.path()));
-    let found = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|path: &PathBuf| path.exists());
-    found
-        .or_else(|| Some(Path::new("/usr/lib/faketime/libfaketimeMT.so.1").to_owned()).filter(|path| path.exists()))
-        .context("libfaketime is not there; tests/install faults installs it")
+    let mut candidates = folders.chain(["/usr/lib".into()]).map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    candidates.find(|path| path.exists()).context("libfaketime is not there; tests/install faults installs it")
 }

@@ -18,11 +18,12 @@ pub fn markdown(rows: &[(&Case, Result<Observed>)]) -> String {
     );
     for (case, observed) in rows {
         let Case { name, route, what, promise, .. } = case;
-        let cells = match observed {
-            Ok(observed) => cells(observed),
-            Err(_) => "**could not be carried out** | | | | | |".to_owned(),
+        let (notes, cells) = match observed {
+            Ok(observed) => (observed.notes.iter().map(|note| format!("; {note}")).collect(), cells(observed)),
+            Err(_) => (String::new(), "**could not be carried out** | | | | | |".to_owned()),
         };
-        writeln!(table, "| `{name}` | {route} | {what} | {promise} | {cells} |").expect("a string takes everything");
+        writeln!(table, "| `{name}` | {route} | {what}{notes} | {promise} | {cells} |")
+            .expect("a string takes everything");
     }
     table
 }

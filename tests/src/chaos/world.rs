@@ -167,6 +167,8 @@ pub struct World {
     pub random: Random,
     /// How much is done.
     pub plan: Plan,
+    /// What a case has to tell beyond what is counted for all.
+    pub notes: Vec<String>,
     load: Option<Load>,
     watch: Watch,
     mended: Option<Instant>,
@@ -195,6 +197,7 @@ impl World {
             load: Some(Load::at_rate(senders, KEYS, BATCH, plan.events_per_second)),
             watch: Watch::start(vec![sink.reader(), dead_letters.reader()]),
             mended: None,
+            notes: Vec::new(),
             kind: scene.kind,
             hosts,
             random,

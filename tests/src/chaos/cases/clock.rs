@@ -1,6 +1,8 @@
 //! Wall clocks that are moved, as by an administrator or by a time server that was away.
 
-use anyhow::Result;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
 
 use crate::chaos::{Case, Scene, World};
 use crate::checker::Promise;
@@ -44,7 +46,11 @@ pub(super) const CASES: &[Case] = &[
             let server = RedisServer::start_with(settings)?;
             let scene = Scene::redis(&server)?;
             Ok(scene.fault(move |world| {
-                let _ = &server;
+                clock.set("+1h")?;
+                let seconds: (u64, u64) = server.ask(&["TIME"])?;
+                let ahead =
+                    Duration::from_secs(seconds.0).saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH)?);
+                ensure!(ahead > Duration::from_secs(3500), "the clock of Redis cannot be moved");
                 move_about(world, &clock)
             }))
         },

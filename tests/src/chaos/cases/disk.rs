@@ -101,7 +101,9 @@ enum Damage {
 
 /// Damages copies of the log, so that the world goes on with the original.
 fn damage_copies(world: &mut World, damage: fn(&mut Random, &Path) -> Result<Damage>) -> Result<()> {
-    for _ in 0..world.rounds().min(12) {
+    let rounds = world.rounds().min(12);
+    let mut times_told = 0;
+    for _ in 0..rounds {
         world.let_pass(80)?;
         let known = world.source().read_all()?;
         let copy = Host::prepare("")?;
@@ -111,12 +113,14 @@ fn damage_copies(world: &mut World, damage: fn(&mut Random, &Path) -> Result<Dam
         world.mended();
         let damage = damage(&mut world.random, &copy.path("data/log/store"))?;
         let told = open_damaged(copy, world, &known)?;
+        times_told += usize::from(told);
         match damage {
             Damage::Harmless => ensure!(!told, "half a write at the end was taken for damage"),
             Damage::MustShow => ensure!(told, "the loss of acknowledged events was not told"),
             Damage::MayShow => {}
         }
     }
+    world.notes.push(format!("told in {times_told} of {rounds} copies"));
     Ok(())
 }
 

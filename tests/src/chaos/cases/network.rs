@@ -70,16 +70,19 @@ fn in_a_network(fault: fn(&mut World, &Network) -> Result<()>) -> Result<Scene> 
     }))
 }
 
-/// Once for longer than the host waits for an answer, if there is time.
 fn disturb_for_seconds(world: &mut World, network: &Network, packets: Packets) -> Result<()> {
-    for round in 0..world.rounds().min(4) {
-        if round > 0 {
-            world.let_pass(100)?;
-            world.wait_for_output()?;
-        }
+    for _ in 0..2 {
         network.disturb(packets)?;
-        let lasts_long = round == 3;
-        world.wait(if lasts_long { 11_000..12_000 } else { 500..2_000 });
+        world.wait(500..2_000);
+        network.mend()?;
+        world.mended();
+        world.let_pass(100)?;
+        world.wait_for_output()?;
+    }
+    if world.plan.is_long() {
+        network.disturb(packets)?;
+        // Longer than the host waits for an answer.
+        world.wait(11_000..12_000);
         network.mend()?;
         world.mended();
     }
