@@ -7,6 +7,8 @@ pub mod clock;
 #[doc(hidden)]
 pub mod contract;
 pub mod embedded;
+mod fill;
+pub mod kafka;
 pub mod memory;
 pub mod redis;
 mod rows;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use synapse_brokers::embedded::{self, EmbeddedLog};
+use synapse_brokers::kafka::{KafkaBroker, KafkaOptions};
 use synapse_brokers::memory::MemoryBroker;
 use synapse_brokers::redis::{RedisBroker, RedisOptions};
 use synapse_core::Broker;
@@ -31,6 +32,16 @@ pub async fn open(name: &BrokerName, spec: &BrokerSpec, data: &Path) -> anyhow::
         BrokerSpec::Redis { url, lease } => {
             let options = RedisOptions { lease: *lease, host_id: host_id(data)?, ..RedisOptions::new(url.expose()) };
             Arc::new(RedisBroker::new(name.clone(), options)?)
+        }
+        BrokerSpec::Kafka { bootstrap, lease, exactly_once, client } => {
+            let options = KafkaOptions {
+                host_id: host_id(data)?,
+                lease: *lease,
+                exactly_once: *exactly_once,
+                client: client.expose().clone(),
+                ..KafkaOptions::new(bootstrap)
+            };
+            Arc::new(KafkaBroker::new(name.clone(), options)?)
         }
     })
 }

@@ -1,7 +1,5 @@
 //! Promises about topics, partitions and publishing.
 
-use synapse_core::topic::partition_of;
-
 use super::*;
 
 /// Asking again for a topic changes nothing.
@@ -25,8 +23,8 @@ pub async fn partitions_are_added_but_never_taken_away(harness: &dyn Harness) {
     assert_eq!(fewer.partitions.len(), 3);
     assert_eq!(fewer.partitions[0].events, 3);
     let positions = publish(&*broker, &name, &[event(0, "N14228"), event(1, "N14229")]).await;
-    assert_eq!(positions[0].0, partition_of(b"N14228", 3));
-    assert_eq!(positions[1].0, partition_of(b"N14229", 3));
+    assert_eq!(positions[0].0, broker.partition_of(b"N14228", 3));
+    assert_eq!(positions[1].0, broker.partition_of(b"N14229", 3));
 }
 
 /// Topics are found in the list, sorted, and by name; others are not there.
@@ -94,12 +92,12 @@ pub async fn an_event_goes_to_the_partition_of_its_key(harness: &dyn Harness) {
     let positions = publish(&*broker, &name, &all).await;
     for (event, (partition, _)) in all.iter().zip(&positions) {
         let key = event.partition_key.as_deref().unwrap();
-        assert_eq!(*partition, partition_of(key.as_bytes(), 4), "{key}");
+        assert_eq!(*partition, broker.partition_of(key.as_bytes(), 4), "{key}");
     }
     for partition in 0..4 {
         let expected: Vec<String> = all
             .iter()
-            .filter(|event| partition_of(event.partition_key.as_deref().unwrap().as_bytes(), 4) == partition)
+            .filter(|event| broker.partition_of(event.partition_key.as_deref().unwrap().as_bytes(), 4) == partition)
             .map(|event| event.id.clone())
             .collect();
         let mut source = broker.read(&name, partition, ReadFrom::Earliest).await.unwrap();
@@ -115,7 +113,7 @@ pub async fn an_event_without_a_key_goes_to_the_partition_of_its_id(harness: &dy
     let all = events(0..20);
     let positions = publish(&*broker, &name, &all).await;
     for (event, (partition, _)) in all.iter().zip(positions) {
-        assert_eq!(partition, partition_of(event.id.as_bytes(), 5), "{}", event.id);
+        assert_eq!(partition, broker.partition_of(event.id.as_bytes(), 5), "{}", event.id);
     }
 }
 

@@ -60,6 +60,7 @@ fn print(
 ) -> anyhow::Result<()> {
     let commits = |broker: &_| match spec.brokers.get(broker) {
         Some(BrokerSpec::Embedded | BrokerSpec::Memory | BrokerSpec::Redis { .. }) => true,
+        Some(BrokerSpec::Kafka { exactly_once, .. }) => *exactly_once,
         None => false,
     };
     let guarantee = pipeline.guarantee(commits);

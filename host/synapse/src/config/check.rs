@@ -17,7 +17,7 @@ use synapse_core::topic::{BrokerName, Label, TopicPath};
 
 use super::raw::{self, BrokerKind, Parsed, Size, Span, not_a_name};
 use super::read::{At, Key, List, Map, OneOrMany, Place, Reader, Text, joined, nearest, not_available, quoted};
-use super::{BrokerSpec, BrokerUrl, HostSpec};
+use super::{BrokerSpec, BrokerUrl, ClientProperties, HostSpec};
 
 /// The name of the embedded broker.
 const LOCAL: &str = "local";
@@ -104,24 +104,72 @@ impl Check<'_, '_> {
     }
 
     fn broker(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
-        let kind = broker.kind.here()?.value.0;
-        if kind == BrokerKind::Redis {
-            if matches!(broker.url, Key::Absent) {
-                let message = "a Redis broker needs the key \"url\", for example \"redis://127.0.0.1:6379\"";
-                self.reader.problem(place, key, message);
-            }
-            let range = Span(Duration::from_millis(100))..=Span(Duration::from_secs(600));
-            let lease = self.bounded(broker.lease, &format!("{key}.lease"), range).unwrap_or(Duration::from_secs(15));
-            let url = self.url(&broker.url.here()?, &format!("{key}.url"))?;
-            return Some(BrokerSpec::Redis { url, lease });
-        }
-        let places = [("url", broker.url.here().map(|at| at.place)), ("lease", broker.lease.here().map(|at| at.place))];
-        for (name, place) in places {
-            if let Some(place) = place {
-                self.reader.problem(place, &format!("{key}.{name}"), "is for Redis brokers only");
+        let Key::Here(At { value: raw::Choice(kind), .. }) = broker.kind else { return None };
+        let (redis, kafka) = (&[BrokerKind::Redis][..], &[BrokerKind::Kafka][..]);
+        let places = [
+            ("url", broker.url.place(), redis, "Redis brokers"),
+            ("lease", broker.lease.place(), &[BrokerKind::Redis, BrokerKind::Kafka], "Redis and Kafka brokers"),
+            ("bootstrap", broker.bootstrap.place(), kafka, "Kafka brokers"),
+            ("delivery", broker.delivery.place(), kafka, "Kafka brokers"),
+            ("client", broker.client.place(), kafka, "Kafka brokers"),
+        ];
+        for (name, place, kinds, whose) in places {
+            if let Some(place) = place.filter(|_| !kinds.contains(&kind)) {
+                self.reader.problem(place, &format!("{key}.{name}"), format!("is for {whose} only"));
             }
         }
-        Some(if kind == BrokerKind::Memory { BrokerSpec::Memory } else { BrokerSpec::Embedded })
+        match kind {
+            BrokerKind::Embedded => Some(BrokerSpec::Embedded),
+            BrokerKind::Memory => Some(BrokerSpec::Memory),
+            BrokerKind::Redis => self.redis(broker, place, key),
+            BrokerKind::Kafka => self.kafka(broker, place, key),
+        }
+    }
+
+    fn redis(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
+        if matches!(broker.url, Key::Absent) {
+            let message = "a Redis broker needs the key \"url\", for example \"redis://127.0.0.1:6379\"";
+            self.reader.problem(place, key, message);
+        }
+        let lease = self.lease(broker.lease, key, Duration::from_millis(100));
+        let url = self.url(&broker.url.here()?, &format!("{key}.url"))?;
+        Some(BrokerSpec::Redis { url, lease })
+    }
+
+    fn kafka(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
+        if matches!(broker.bootstrap, Key::Absent) {
+            let message = "a Kafka broker needs the key \"bootstrap\", for example \"127.0.0.1:9092\"";
+            self.reader.problem(place, key, message);
+        }
+        let lease = self.lease(broker.lease, key, Duration::from_secs(1));
+        let exactly_once = broker.delivery.here().is_none_or(|word| word.value.0 == raw::Delivery::ExactlyOnce);
+        let client = self.properties(broker.client, &joined(key, "client"));
+        let bootstrap = broker.bootstrap.here()?;
+        let servers = || bootstrap.value.value.split(',').map(str::trim);
+        if !servers().all(is_server) {
+            let message = format!("must be servers such as \"127.0.0.1:9092\", not {}", bootstrap.value.shown());
+            self.reader.problem(bootstrap.place, &format!("{key}.bootstrap"), message);
+            return None;
+        }
+        let bootstrap = servers().collect::<Vec<_>>().join(",");
+        Some(BrokerSpec::Kafka { bootstrap, lease, exactly_once, client })
+    }
+
+    fn lease(&mut self, lease: Key<Parsed<Span>>, key: &str, least: Duration) -> Duration {
+        let range = Span(least)..=Span(Duration::from_secs(600));
+        self.bounded(lease, &format!("{key}.lease"), range).unwrap_or(Duration::from_secs(15))
+    }
+
+    /// Values are never shown: they may be secrets.
+    fn properties(&mut self, client: Key<raw::Properties>, key: &str) -> ClientProperties {
+        let mut all = BTreeMap::new();
+        for (At { value: name, place }, text) in client.here().map_or(Vec::new(), |client| client.value.0) {
+            if let Some(why) = synapse_brokers::kafka::refuses(&name) {
+                self.reader.problem(place, &joined(key, &name), format!("is set by Synapse itself: {why}"));
+            }
+            all.insert(name, text.value);
+        }
+        ClientProperties(all)
     }
 
     /// The address is never shown: it may hold a password.
@@ -587,6 +635,15 @@ impl From<Size> for u64 {
     fn from(size: Size) -> Self {
         size.0
     }
+}
+
+/// Whether a text is `host:port`.
+fn is_server(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+            && port.parse::<u16>().is_ok()
+    })
 }
 
 /// Names that must differ, and where each was first seen.

@@ -56,6 +56,34 @@ pub enum BrokerSpec {
         /// For how long a host owns a partition without renewing.
         lease: Duration,
     },
+    /// A Kafka cluster.
+    Kafka {
+        /// Some of its servers: `host:port,…`.
+        bootstrap: String,
+        /// For how long a host that is not heard of keeps its partitions.
+        lease: Duration,
+        /// Whether outputs to this cluster and the position become visible at once.
+        exactly_once: bool,
+        /// Properties of its client library.
+        client: ClientProperties,
+    },
+}
+
+/// Properties of a client library, some of which may be secrets: printed without their values.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ClientProperties(BTreeMap<String, String>);
+
+impl ClientProperties {
+    /// By name, with their values.
+    pub fn expose(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ClientProperties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// An address that may hold a password: printed without it.

@@ -14,8 +14,8 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::read::{
-    Key, List, Map, OneOrMany, Place, Read, Reader, TABLE, Table, TableReader, Text, joined, nearest, not_available,
-    quoted, read_table,
+    At, Key, List, Map, OneOrMany, Place, Read, Reader, TABLE, Table, TableReader, Text, joined, nearest,
+    not_available, quoted, read_table,
 };
 use super::units;
 
@@ -123,13 +123,17 @@ tables! {
         optional {
             /// Redis only, and needed there: redis://, or redis+unix:// for a socket.
             url: Text,
-            /// Redis only: for how long a host owns a partition without renewing. Default "15s".
+            /// Kafka only, and needed there: some of its servers, "host:port" each, with commas between them.
+            bootstrap: Text,
+            /// Kafka only: what is promised of outputs to the same cluster. Default "exactly-once".
+            delivery: Choice<Delivery>,
+            /// Kafka only: properties of its client library, librdkafka, such as "security.protocol".
+            client: Properties,
+            /// Redis and Kafka: for how long a host that is not heard of keeps its partitions. Default "15s".
             lease: Parsed<Span>,
         }
         later {
             nodes: "Redis clusters are",
-            bootstrap: "Kafka brokers are",
-            client: "Kafka brokers are",
         }
     }
 
@@ -491,13 +495,25 @@ impl<T: Word> JsonSchema for Choice<T> {
 pub(super) enum BrokerKind {
     Embedded,
     Redis,
+    Kafka,
     Memory,
 }
 
 impl Word for BrokerKind {
     const WORDS: &'static [(&'static str, Self)] =
-        &[("embedded", Self::Embedded), ("redis", Self::Redis), ("memory", Self::Memory)];
-    const LATER: &'static [(&'static str, &'static str)] = &[("kafka", "Kafka brokers are")];
+        &[("embedded", Self::Embedded), ("redis", Self::Redis), ("kafka", Self::Kafka), ("memory", Self::Memory)];
+}
+
+/// What a Kafka broker promises of outputs to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+impl Word for Delivery {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("exactly-once", Self::ExactlyOnce), ("at-least-once", Self::AtLeastOnce)];
 }
 
 impl Word for ReadMode {
@@ -607,6 +623,66 @@ impl JsonSchema for JsonTable {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "object" })
+    }
+}
+
+/// Properties of a client library: names with dots may stand in quotes, or as TOML's dotted keys.
+#[derive(Debug)]
+pub(super) struct Properties(pub(super) Vec<(At<String>, Text)>);
+
+impl Read for Properties {
+    const WHAT: &'static str = TABLE;
+
+    fn read(value: &Spanned<DeValue<'_>>, key: &str, reader: &mut Reader<'_>) -> Option<Self> {
+        if !value.get_ref().is_table() {
+            reader.wrong_kind(value, key, Self::WHAT);
+            return None;
+        }
+        let mut all = Vec::new();
+        properties(value, "", key, reader, &mut all);
+        Some(Self(all))
+    }
+}
+
+/// Reads every property below `prefix`; what cannot be read is noted and left out.
+fn properties(
+    value: &Spanned<DeValue<'_>>,
+    prefix: &str,
+    key: &str,
+    reader: &mut Reader<'_>,
+    all: &mut Vec<(At<String>, Text)>,
+) {
+    let text = match value.get_ref() {
+        DeValue::Table(table) => {
+            for (name, value) in table {
+                let name: &str = name.get_ref().as_ref();
+                let full = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
+                properties(value, &full, key, reader, all);
+            }
+            None
+        }
+        DeValue::String(_) => Text::read(value, key, reader),
+        DeValue::Integer(number) => Some(Text::from_file(number.to_string())),
+        DeValue::Boolean(boolean) => Some(Text::from_file(boolean.to_string())),
+        DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) => {
+            reader.wrong_kind(value, &joined(key, prefix), "a string, an integer or a boolean");
+            None
+        }
+    };
+    all.extend(text.map(|text| (At { value: prefix.to_owned(), place: Place::of(value) }, text)));
+}
+
+impl JsonSchema for Properties {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Properties".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object", "additionalProperties": { "type": ["string", "integer", "boolean", "object"] } })
     }
 }
 

@@ -40,6 +40,16 @@ pub(super) enum Key<T> {
     Here(At<T>),
 }
 
+impl<T> Key<T> {
+    /// Where a value of the right kind stands.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self {
+            Self::Here(at) => Some(at.place),
+            Self::Absent | Self::Bad => None,
+        }
+    }
+}
+
 /// What can be read from a TOML value.
 pub(super) trait Read: Sized {
     /// For "must be {}, not an integer".

@@ -146,6 +146,23 @@ fn what_is_left_out_has_a_default() {
 }
 
 #[test]
+fn a_kafka_broker_has_properties_whose_values_are_not_printed() {
+    let spec = accepted(
+        "[brokers.k]\nkind = \"kafka\"\nbootstrap = \"h:9092, g:9092\"\n[brokers.k.client]\nlinger.ms = 5\n\
+         \"enable.ssl.certificate.verification\" = false\nsasl.password = \"${SECRET}\"",
+    );
+    let BrokerSpec::Kafka { bootstrap, lease, exactly_once, client } = &spec.brokers[&"k".parse().unwrap()] else {
+        panic!("it is Kafka")
+    };
+    assert_eq!((bootstrap.as_str(), *lease, *exactly_once), ("h:9092,g:9092", Duration::from_secs(15), true));
+    let properties: Vec<_> = client.expose().iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let expected =
+        [("enable.ssl.certificate.verification", "false"), ("linger.ms", "5"), ("sasl.password", "hunter2!")];
+    assert_eq!(properties, expected);
+    assert!(!format!("{spec:?}").contains("hunter2"));
+}
+
+#[test]
 fn files_of_other_systems_are_read() {
     assert_eq!(accepted("\u{feff}[server]\r\ndata = \"x\"\r\n"), accepted("[server]\ndata = \"x\""));
 }

@@ -623,7 +623,7 @@ lease = "1s"
     assert_snapshot!(refused(file), @r#"
     synapse.toml:4: brokers.bus.lease: must be from "100ms" to "10m", not "1ms"
     synapse.toml:7: brokers.m.url: is for Redis brokers only
-    synapse.toml:8: brokers.m.lease: is for Redis brokers only
+    synapse.toml:8: brokers.m.lease: is for Redis and Kafka brokers only
     "#);
 
     let file = r#"
@@ -633,7 +633,7 @@ kind = "rabbit"
 kind = "rediss"
 "#;
     assert_snapshot!(refused(file), @r#"
-    synapse.toml:2: brokers.bus.kind: unknown word "rabbit"; it must be one of "embedded", "redis", "memory"
+    synapse.toml:2: brokers.bus.kind: unknown word "rabbit"; it must be one of "embedded", "redis", "kafka", "memory"
     synapse.toml:4: brokers.b.kind: unknown word "rediss"; did you mean "redis"?
     "#);
 }
@@ -884,7 +884,40 @@ name = "p"
 from = "k/a"
 read = "group"
 "#;
-    assert_snapshot!(refused(file), @"synapse.toml:2: brokers.k.kind: Kafka brokers are not available in this version");
+    assert_snapshot!(refused(file), @r#"synapse.toml:10: pipelines.read: "group" is for Redis only, and this pipeline reads from a broker of another kind; write "cursor" or leave the key out"#);
+
+    let file = r#"
+[brokers.k]
+kind = "kafka"
+bootstrap = "h, g:port"
+lease = "1ms"
+delivery = "twice"
+url = "redis://h"
+[brokers.k.client]
+group.id = "mine"
+"isolation.level" = "read_uncommitted"
+"linger.ms" = 1.5
+sasl.password = "${SECRET}"
+[brokers.j]
+kind = "kafka"
+[brokers.r]
+kind = "redis"
+url = "redis://h"
+bootstrap = "h:9092"
+client = {}
+"#;
+    assert_snapshot!(refused(file), @r#"
+    synapse.toml:3: brokers.k.bootstrap: must be servers such as "127.0.0.1:9092", not "h, g:port"
+    synapse.toml:4: brokers.k.lease: must be from "1s" to "10m", not "1ms"
+    synapse.toml:5: brokers.k.delivery: unknown word "twice"; it must be one of "exactly-once", "at-least-once"
+    synapse.toml:6: brokers.k.url: is for Redis brokers only
+    synapse.toml:8: brokers.k.client."group.id": is set by Synapse itself: a pipeline's group has the pipeline's name
+    synapse.toml:9: brokers.k.client."isolation.level": is set by Synapse itself: events of transactions that were given up must not be read
+    synapse.toml:10: brokers.k.client."linger.ms": must be a string, an integer or a boolean, not a float
+    synapse.toml:12: brokers.j: a Kafka broker needs the key "bootstrap", for example "127.0.0.1:9092"
+    synapse.toml:17: brokers.r.bootstrap: is for Kafka brokers only
+    synapse.toml:18: brokers.r.client: is for Kafka brokers only
+    "#);
 
     let file = r#"
 [brokers.bus]

@@ -1,0 +1,304 @@
+//! The Kafka broker: topics are topics, a pipeline is a consumer group, a commit is a transaction.
+//!
+//! - Reading ([`reader`]): one partition at a time through a small pool of consumers that all lanes share, records
+//!   decoded from librdkafka's buffers into the columns. Only what committed transactions wrote is read.
+//! - Sharing the work ([`member`]): the pipeline's consumer group says which partitions are this host's.
+//! - Committing ([`lane`]): outputs, dead letters, boundary and offset in one transaction, under a fence of the lane's.
+//! - Publishing: an idempotent producer, one counter of deliveries for each call.
+//!
+//! Events are written in CloudEvents' binary mode; a key goes to the partition that Kafka's own clients would choose.
+//! This module must not know the engine or other brokers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::producer::{BaseProducer, Producer};
+use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, TopicInfo};
+use synapse_core::share::{LanePlace, Membership, Share};
+use synapse_core::spec::{ReadFrom, TopicSpec};
+use synapse_core::topic::Label;
+use synapse_core::{Broker, BrokerError, BrokerName, Offset, Output, Source, TopicName, TopicPath};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::alone;
+use crate::rows::key_of;
+use changelog::Changelog;
+use client::Cluster;
+use member::{Group, Groups};
+use publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition};
+use reader::Readers;
+use topics::Topics;
+
+mod changelog;
+mod client;
+mod lane;
+mod member;
+mod native;
+mod publish;
+mod reader;
+mod topics;
+
+pub use client::refuses;
+
+/// How often clients that nobody waits for are polled.
+const SERVE_EVERY: Duration = Duration::from_millis(200);
+/// How long one look of the publisher's thread waits for deliveries.
+const DELIVERIES_WAIT: Duration = Duration::from_millis(100);
+/// Shortest time that a host that died may be missed for.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+
+/// Where a Kafka cluster is and how it is used.
+#[derive(Clone)]
+pub struct KafkaOptions {
+    /// `host:port,…` of some of its servers.
+    pub bootstrap: String,
+    /// Names this host among all that share the cluster.
+    pub host_id: String,
+    /// How long a host counts as alive after it was last heard of; others take its partitions over then.
+    pub lease: Duration,
+    /// How long a connection or an answer may take.
+    pub timeout: Duration,
+    /// Whether outputs and position become visible in one transaction. Without it outputs may be repeated after a crash.
+    pub exactly_once: bool,
+    /// Properties of librdkafka's, for all clients; none of those that [`refuses`] names.
+    pub client: BTreeMap<String, String>,
+}
+
+impl KafkaOptions {
+    /// A cluster at `bootstrap`; the host is called `host`, it counts as alive for 15 s, an answer may take 10 s.
+    pub fn new(bootstrap: impl Into<String>) -> Self {
+        Self {
+            bootstrap: bootstrap.into(),
+            host_id: "host".to_owned(),
+            lease: Duration::from_secs(15),
+            timeout: Duration::from_secs(10),
+            exactly_once: true,
+            client: BTreeMap::new(),
+        }
+    }
+}
+
+/// A Kafka cluster. Cheap to clone; its tasks and clients end with the last clone.
+#[derive(Clone)]
+pub struct KafkaBroker {
+    shared: Arc<Shared>,
+    _stopping: Arc<DropGuard>,
+}
+
+/// What lanes, sources and tasks share.
+struct Shared {
+    topics: Arc<Topics>,
+    readers: Arc<Readers>,
+    changelog: Changelog,
+    groups: Groups,
+    publisher: Arc<BaseProducer<ProducerSide>>,
+    exactly_once: bool,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl KafkaBroker {
+    /// A broker that connects when it is first used, again and again if need be. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// `Invalid`: options or properties that cannot be.
+    pub fn new(name: BrokerName, options: KafkaOptions) -> Result<Self, BrokerError> {
+        let KafkaOptions { bootstrap, host_id, lease, timeout, exactly_once, client } = options;
+        let ours = client.keys().find_map(|name| Some((name.clone(), refuses(name)?)));
+        let cluster = Arc::new(Cluster::new(name, bootstrap, host_id, timeout, lease, client));
+        if let Some((property, why)) = ours {
+            return Err(cluster.invalid(format_args!("the property `{property}` is not for the configuration: {why}")));
+        }
+        if lease < LEASE_MIN {
+            return Err(cluster.invalid(format_args!("a lease of {lease:?} is too short; {LEASE_MIN:?} is the least")));
+        }
+        let topics = Arc::new(Topics::new(&cluster)?);
+        let readers = Arc::new(Readers::new(Arc::clone(&topics)));
+        let publisher = cluster.producer().create_with_context(ProducerSide(cluster.context()));
+        let publisher: Arc<BaseProducer<ProducerSide>> =
+            Arc::new(publisher.map_err(|error| cluster.failed("make a producer", &error))?);
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            changelog: Changelog::new(&topics, &readers),
+            topics,
+            readers,
+            groups: Groups::default(),
+            publisher,
+            exactly_once,
+            tasks: TaskTracker::new(),
+            stop: stop.clone(),
+        });
+        let (publisher, stopped) = (Arc::clone(&shared.publisher), stop.clone());
+        let deliver = move || {
+            while !stopped.is_cancelled() {
+                publisher.poll(DELIVERIES_WAIT);
+            }
+        };
+        let thread = std::thread::Builder::new().name("kafka-publisher".to_owned()).spawn(deliver);
+        thread.map_err(|error| cluster.invalid(format_args!("a thread cannot be started: {error}")))?;
+        shared.tasks.spawn(serve(Arc::clone(&shared.topics), Arc::clone(&shared.readers), stop.clone()));
+        Ok(Self { shared, _stopping: Arc::new(stop.drop_guard()) })
+    }
+}
+
+/// Polls clients for what librdkafka wants to tell.
+async fn serve(topics: Arc<Topics>, readers: Arc<Readers>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(SERVE_EVERY)).await.is_some() {
+        topics.serve();
+        readers.serve();
+    }
+}
+
+/// Drops what takes long to be dropped on a thread of its own.
+fn drop_elsewhere<T: Send + 'static>(slow: T) {
+    // Without a thread it is dropped here.
+    let _ = std::thread::Builder::new().name("kafka-closing".to_owned()).spawn(move || drop(slow));
+}
+
+impl Shared {
+    fn check_own(&self, topic: &TopicPath) -> Result<(), BrokerError> {
+        if topic.broker == self.topics.cluster.broker {
+            return Ok(());
+        }
+        Err(self.topics.cluster.invalid(format_args!("the topic `{topic}` is on another broker")))
+    }
+
+    fn group(&self, pipeline: &Label) -> Result<Arc<Group>, BrokerError> {
+        self.groups.get(&self.topics.cluster, pipeline)
+    }
+
+    /// See [`Broker::publish`].
+    async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
+        self.check_own(&output.topic)?;
+        let topic = &output.topic.topic;
+        let partitions = self.topics.made(topic).await?;
+        let doing = format!("publish to topic `{topic}`");
+        let failed = |error| self.topics.cluster.failed(&doing, &error);
+        let (deliveries, begun, timeout) = (Deliveries::new(), Instant::now(), self.topics.cluster.timeout);
+        let mut rows = Vec::with_capacity(output.events.len());
+        for event in output.events.events() {
+            let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
+            rows.push(partition);
+            loop {
+                match Outgoing::Event(event)
+                    .send(&self.publisher, topic.as_str(), partition, &deliveries)
+                    .map_err(failed)?
+                {
+                    Sent::Yes => break,
+                    _ if begun.elapsed() > 3 * timeout => {
+                        return Err(self.topics.cluster.refused(
+                            &doing,
+                            RDKafkaErrorCode::TimedOutQueue,
+                            "it took too long",
+                        ));
+                    }
+                    Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
+                    Sent::Unknown => {
+                        let (publisher, topic) = (Arc::clone(&self.publisher), topic.to_string());
+                        let asked = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &topic, timeout));
+                        // It is tried again in any case.
+                        let _ = asked.await;
+                    }
+                }
+            }
+        }
+        let offsets = deliveries.finish().await.map_err(failed)?;
+        self.topics.added(topic, output.events.len()).await;
+        // Within a partition records are told of in the order in which they were sent.
+        let mut offsets: BTreeMap<u32, _> = offsets
+            .into_iter()
+            .filter_map(|(partition, offsets)| Some((u32::try_from(partition).ok()?, offsets.into_iter())))
+            .collect();
+        let mut place = |partition: u32| {
+            let offset = offsets.get_mut(&partition)?.next()?;
+            Some((partition, Offset::Number(u64::try_from(offset).ok()?)))
+        };
+        let positions: Option<Vec<_>> = rows.into_iter().map(&mut place).collect();
+        positions
+            .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
+    }
+}
+
+#[async_trait]
+impl Broker for KafkaBroker {
+    fn name(&self) -> &BrokerName {
+        &self.shared.topics.cluster.broker
+    }
+
+    fn commits_atomically(&self) -> bool {
+        self.shared.exactly_once
+    }
+
+    async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
+        self.shared.topics.ensure(topic, spec).await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicInfo>, BrokerError> {
+        self.shared.topics.all().await
+    }
+
+    async fn topic(&self, topic: &TopicName) -> Result<Option<TopicInfo>, BrokerError> {
+        self.shared.topics.info(topic).await
+    }
+
+    fn partition_of(&self, key: &[u8], partitions: u32) -> u32 {
+        murmur2_partition(key, partitions)
+    }
+
+    async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
+        self.shared.publish(output).await
+    }
+
+    async fn read(&self, topic: &TopicName, partition: u32, from: ReadFrom) -> Result<Box<dyn Source>, BrokerError> {
+        Ok(Box::new(self.shared.readers.open(topic, partition, from).await?))
+    }
+
+    async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
+        let (membership, member) = self.shared.group(&share.pipeline)?.join(share)?;
+        self.shared.tasks.spawn(member.run(self.shared.stop.clone()));
+        Ok(Box::new(membership))
+    }
+
+    async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
+        let lanes = alone::lanes(self, share).await?;
+        let at = |lane: &LaneKey| (lane.partition.topic.topic.clone(), lane.partition.partition);
+        let places: Vec<(TopicName, u32)> = lanes.iter().map(at).collect();
+        let group = self.shared.group(&share.pipeline)?;
+        let (committed, spans) = (group.committed(&places).await?, self.shared.topics.spans(&places).await?);
+        let members = group.members().await;
+        let is_member = |host: &str| members.as_ref().is_none_or(|ids| ids.contains(&format!("synapse-{host}")));
+        let place = |((lane, committed), span): ((LaneKey, member::Committed), topics::Span)| LanePlace {
+            partition: lane.partition,
+            owner: lane::host_of(&committed.note).filter(|host| is_member(host)).map(str::to_owned),
+            committed: committed.next.and_then(|next| u64::try_from(next - 1).ok()).map(Offset::Number),
+            lag: committed.next.and_then(|next| u64::try_from(span.high - next.max(span.low)).ok()),
+        };
+        Ok(lanes.into_iter().zip(committed).zip(spans).map(place).collect())
+    }
+
+    async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {
+        lane::open(&self.shared, lane).await
+    }
+
+    async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
+        self.shared.changelog.boundaries(lane).await
+    }
+
+    async fn health(&self) -> Result<(), BrokerError> {
+        self.shared.topics.health().await
+    }
+
+    /// Leaves the groups, so that other hosts need not wait for this one.
+    async fn close(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        let (publisher, timeout) = (Arc::clone(&self.shared.publisher), self.shared.topics.cluster.timeout);
+        // What is not acknowledged by now was not acknowledged to anyone.
+        let _ = tokio::task::spawn_blocking(move || publisher.flush(timeout)).await;
+    }
+}

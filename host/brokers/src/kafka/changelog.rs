@@ -1,0 +1,84 @@
+//! What lanes keep besides their offsets: which plugins handled what, in a compacted topic of ours.
+//!
+//! A boundary is written in the transaction of the first batch that it speaks of, so it is there exactly if that is. The
+//! topic is read to its end when someone asks, and what was read is kept: it is small, and every host folds the same.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey};
+use synapse_core::spec::ReadFrom;
+use synapse_core::{BrokerError, Offset, TopicName};
+use tokio::sync::{Mutex, OnceCell};
+
+use super::reader::{PartitionSource, Readers};
+use super::topics::{PREFIX, Topics};
+
+/// The boundaries of all lanes on a cluster.
+pub(super) struct Changelog {
+    topics: Arc<Topics>,
+    readers: Arc<Readers>,
+    topic: TopicName,
+    made: OnceCell<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    source: Option<PartitionSource>,
+    /// By lane, then by the first entry.
+    boundaries: HashMap<String, BTreeMap<Offset, Boundary>>,
+}
+
+impl Changelog {
+    pub(super) fn new(topics: &Arc<Topics>, readers: &Arc<Readers>) -> Self {
+        let topic = format!("{PREFIX}boundaries").parse().expect("it is a topic's name");
+        let (topics, readers) = (Arc::clone(topics), Arc::clone(readers));
+        Self { topics, readers, topic, made: OnceCell::new(), state: Mutex::default() }
+    }
+
+    /// Where a lane's boundary is written: topic, key and value of the record. Its partition is the first.
+    pub(super) fn record(&self, lane: &LaneKey, boundary: &Boundary) -> (TopicName, Vec<u8>, Vec<u8>) {
+        let key = format!("{}/{}", name(lane), boundary.from).into_bytes();
+        (self.topic.clone(), key, serde_json::to_vec(boundary).expect("texts are JSON"))
+    }
+
+    /// Every boundary of a lane that is committed by now, oldest first.
+    pub(super) async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
+        self.made.get_or_try_init(|| self.topics.make_compacted(&self.topic)).await?;
+        let mut state = self.state.lock().await;
+        let State { source, boundaries } = &mut *state;
+        let mut reading = match source.take() {
+            Some(source) => source,
+            None => {
+                boundaries.clear();
+                self.readers.open_unchecked(&self.topic, 0, ReadFrom::Earliest).await?
+            }
+        };
+        let mut wrong = None;
+        let keep = |key: &[u8], value: &[u8]| match read(key, value) {
+            Ok((lane, boundary)) => drop(boundaries.entry(lane).or_default().insert(boundary.from, boundary)),
+            Err(what) => drop(wrong.get_or_insert(what)),
+        };
+        reading.catch_up(3 * self.topics.cluster.timeout, keep).await?;
+        if let Some(what) = wrong {
+            return Err(self.topics.cluster.error(
+                BrokerErrorKind::Corrupt,
+                format_args!("the topic `{}` holds what Synapse does not write: {what}", self.topic),
+            ));
+        }
+        *source = Some(reading);
+        Ok(boundaries.get(&name(lane)).map(|found| found.values().cloned().collect()).unwrap_or_default())
+    }
+}
+
+fn name(lane: &LaneKey) -> String {
+    format!("{}/{}/{}", lane.pipeline, lane.partition.topic.topic, lane.partition.partition)
+}
+
+fn read(key: &[u8], value: &[u8]) -> Result<(String, Boundary), String> {
+    let key = std::str::from_utf8(key).map_err(|_| "a key that is no text".to_owned())?;
+    let (lane, _) = key.rsplit_once('/').ok_or_else(|| format!("the key `{key}`"))?;
+    let boundary = serde_json::from_slice(value).map_err(|error| format!("no boundary at `{key}` ({error})"))?;
+    Ok((lane.to_owned(), boundary))
+}

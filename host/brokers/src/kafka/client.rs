@@ -1,0 +1,381 @@
+//! How librdkafka's clients are made, what they say, and what their errors mean.
+//!
+//! Values of properties may be secrets: none of them appears in a message or a log. This module does not know topics,
+//! groups or lanes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Statistics, TopicPartitionList};
+use synapse_core::broker::BrokerErrorKind;
+use synapse_core::{BrokerError, BrokerName};
+
+use super::member::Rebalanced;
+
+/// Properties that Synapse sets itself, and why nobody else may.
+const OURS: [(&str, &str); 13] = [
+    ("bootstrap.servers", "it is `bootstrap` of the broker"),
+    ("metadata.broker.list", "it is `bootstrap` of the broker"),
+    ("group.id", "a pipeline's group has the pipeline's name"),
+    ("transactional.id", "each lane has one of its own, which is its fence"),
+    ("enable.idempotence", "without it a retry could repeat and reorder events"),
+    ("acks", "what is acknowledged has to be durable"),
+    ("request.required.acks", "what is acknowledged has to be durable"),
+    ("enable.auto.commit", "positions are committed with the effects of their events"),
+    ("enable.auto.offset.store", "positions are committed with the effects of their events"),
+    ("enable.partition.eof", "it is how the end of a topic is noticed"),
+    ("auto.offset.reset", "it is `start` of the pipeline; nothing is skipped silently"),
+    ("isolation.level", "events of transactions that were given up must not be read"),
+    ("allow.auto.create.topics", "topics are made as `topics` in the configuration says"),
+];
+
+/// Largest record that is sent, in bytes, unless `message.max.bytes` says otherwise.
+pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
+/// How long a reason that librdkafka gives counts as the reason of what fails now.
+const RECENT: Duration = Duration::from_secs(30);
+
+/// Why a property may not be set, if it may not.
+pub fn refuses(property: &str) -> Option<&'static str> {
+    OURS.iter().find(|(name, _)| *name == property).map(|(_, why)| *why)
+}
+
+/// What every client of a cluster has in common.
+pub(super) struct Cluster {
+    pub(super) broker: BrokerName,
+    pub(super) bootstrap: String,
+    pub(super) host: String,
+    /// How long a connection or an answer may take.
+    pub(super) timeout: Duration,
+    /// How long a member of a group counts as alive after it was last heard of.
+    pub(super) lease: Duration,
+    pub(super) properties: BTreeMap<String, String>,
+    complaints: Arc<Complaints>,
+}
+
+/// What librdkafka said last about why it cannot go on: a call that fails then only says that it took too long.
+#[derive(Default)]
+struct Complaints(Mutex<Option<(Instant, RDKafkaErrorCode, String)>>);
+
+impl Cluster {
+    pub(super) fn new(
+        broker: BrokerName,
+        bootstrap: String,
+        host: String,
+        timeout: Duration,
+        lease: Duration,
+        properties: BTreeMap<String, String>,
+    ) -> Self {
+        Self { broker, bootstrap, host, timeout, lease, properties, complaints: Arc::default() }
+    }
+
+    /// For clients that only read: no group is joined by it, though librdkafka wants one to be named.
+    pub(super) fn reader(&self) -> ClientConfig {
+        let mut config = self.consumer("synapse.readers");
+        // What is fetched ahead of each partition is bounded, and fetching goes on soon after it was taken.
+        self.set(&mut config, &[("queued.max.messages.kbytes", "8192"), ("fetch.queue.backoff.ms", "5")]);
+        config
+    }
+
+    /// For a member of a pipeline's group.
+    pub(super) fn member(&self, group: &str) -> ClientConfig {
+        let mut config = self.consumer(group);
+        let (lease, beat) = (self.lease.as_millis().to_string(), (self.lease / 5).as_millis().to_string());
+        // With the newer protocol (KIP-848) these are the server's to decide, and librdkafka refuses them.
+        if self.properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
+            self.set(
+                &mut config,
+                &[
+                    ("partition.assignment.strategy", "cooperative-sticky"),
+                    ("session.timeout.ms", &lease),
+                    ("heartbeat.interval.ms", &beat),
+                ],
+            );
+        }
+        // New partitions are to be noticed soon.
+        self.set(&mut config, &[("topic.metadata.refresh.interval.ms", "10000")]);
+        config
+    }
+
+    fn consumer(&self, group: &str) -> ClientConfig {
+        let mut config = self.client();
+        let ours = [
+            ("group.id", group),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("enable.partition.eof", "true"),
+            ("auto.offset.reset", "error"),
+            ("isolation.level", "read_committed"),
+        ];
+        for (name, value) in ours {
+            config.set(name, value);
+        }
+        config
+    }
+
+    /// For publishing outside of transactions.
+    pub(super) fn producer(&self) -> ClientConfig {
+        let mut config = self.client();
+        config.set("enable.idempotence", "true").set("acks", "all");
+        let timeout = (3 * self.timeout).as_millis().to_string();
+        let record_bytes_max = RECORD_BYTES_MAX.to_string();
+        let defaults = [
+            ("message.max.bytes", record_bytes_max.as_str()),
+            ("delivery.timeout.ms", timeout.as_str()),
+            ("linger.ms", "0"),
+            ("queue.buffering.max.kbytes", "65536"),
+        ];
+        self.set(&mut config, &defaults);
+        config
+    }
+
+    /// For a lane's commits.
+    pub(super) fn transactional(&self, id: &str) -> ClientConfig {
+        let mut config = self.producer();
+        config.set("transactional.id", id);
+        let timeout = (3 * self.timeout).as_millis().to_string();
+        self.set(&mut config, &[("transaction.timeout.ms", timeout.as_str())]);
+        config
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        let timeout = self.timeout.as_millis().to_string();
+        config
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("client.id", format!("synapse-{}", self.host))
+            .set("allow.auto.create.topics", "false")
+            .set("socket.timeout.ms", &timeout)
+            // A broker that comes back is to be noticed soon.
+            .set("reconnect.backoff.max.ms", "1000")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config
+    }
+
+    /// Defaults of a role, which the configuration of the broker may replace.
+    fn set(&self, config: &mut ClientConfig, defaults: &[(&str, &str)]) {
+        for (name, value) in defaults.iter().filter(|(name, _)| !self.properties.contains_key(*name)) {
+            config.set(*name, *value);
+        }
+    }
+
+    pub(super) fn context(&self) -> Context {
+        Context { broker: self.broker.clone(), complaints: Arc::clone(&self.complaints), rebalanced: None }
+    }
+
+    /// As [`Cluster::context`], for a member of a group.
+    pub(super) fn member_context(&self, rebalanced: Rebalanced) -> Context {
+        Context { rebalanced: Some(rebalanced), ..self.context() }
+    }
+
+    pub(super) fn error(&self, kind: BrokerErrorKind, message: impl fmt::Display) -> BrokerError {
+        BrokerError { broker: self.broker.clone(), kind, message: message.to_string() }
+    }
+
+    pub(super) fn invalid(&self, message: impl fmt::Display) -> BrokerError {
+        self.error(BrokerErrorKind::Invalid, message)
+    }
+
+    /// librdkafka could not do something.
+    pub(super) fn failed(&self, doing: &str, error: &KafkaError) -> BrokerError {
+        match (error, error.rdkafka_error_code()) {
+            (KafkaError::ClientConfig(_, reason, name, _), _) => self.invalid(format_args!(
+                "could not {doing}: the property `{name}` of the client is refused ({reason}); mend it in the \
+                 broker's `client` table"
+            )),
+            (KafkaError::ClientCreation(reason), _) => self.invalid(format_args!(
+                "could not {doing}: librdkafka refuses its configuration ({reason}); mend the broker's `client` table"
+            )),
+            (KafkaError::Transaction(error), _) => self.refused(doing, error.code(), &error.string()),
+            (_, Some(code)) => self.refused(doing, code, &code.to_string()),
+            (other, None) => self.refused(doing, RDKafkaErrorCode::Fail, &other.to_string()),
+        }
+    }
+
+    /// As [`Cluster::failed`], by the code.
+    pub(super) fn refused(&self, doing: &str, code: RDKafkaErrorCode, what: &str) -> BrokerError {
+        let (code, what) = match self.complaints.recent() {
+            // Why it took too long is in what it complained of.
+            Some((cause, reason)) if is_vague(code) => (cause, reason),
+            _ => (code, what.to_owned()),
+        };
+        let (kind, remedy) = meaning(code);
+        let bootstrap = &self.bootstrap;
+        self.error(kind, format_args!("could not {doing} at {bootstrap}: {what}; {remedy}"))
+    }
+}
+
+/// Whether an error only says that there was no answer.
+fn is_vague(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::OperationTimedOut
+            | Code::BrokerTransportFailure
+            | Code::MessageTimedOut
+            | Code::AllBrokersDown
+            | Code::TimedOutQueue
+    )
+}
+
+impl Complaints {
+    fn note(&self, code: RDKafkaErrorCode, reason: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // That the others are away as well says less than why one is.
+        if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
+            *last = Some((Instant::now(), code, reason.to_owned()));
+        }
+    }
+
+    fn recent(&self) -> Option<(RDKafkaErrorCode, String)> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, code, reason) = last.as_ref()?;
+        (at.elapsed() < RECENT).then(|| (*code, reason.clone()))
+    }
+}
+
+/// What an error means, and what to do.
+fn meaning(code: RDKafkaErrorCode) -> (BrokerErrorKind, &'static str) {
+    use BrokerErrorKind::{Fenced, Full, Invalid, Refused, Unavailable};
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::ProducerFenced | Code::InvalidProducerEpoch | Code::Fenced | Code::InvalidProducerIdMapping => {
+            (Fenced, "another host has the lane now")
+        }
+        Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::UnsupportedSASLMechanism
+        | Code::IllegalSASLState
+        | Code::SecurityDisabled => (Refused, "check the `sasl.*` and `security.protocol` properties of its client"),
+        Code::SSL => (Refused, "check the `ssl.*` properties of its client and the server's certificate"),
+        Code::TopicAuthorizationFailed => {
+            (Refused, "let Synapse's user read, write, describe and, if it is to make topics, create the topic")
+        }
+        Code::GroupAuthorizationFailed => {
+            (Refused, "let Synapse's user read the pipeline's group and `synapse.readers`")
+        }
+        Code::TransactionalIdAuthorizationFailed => {
+            (Refused, "let Synapse's user write to transactional ids that begin with `synapse/`")
+        }
+        Code::ClusterAuthorizationFailed => {
+            (Refused, "let Synapse's user create topics, or make them by hand and leave them out of `topics`")
+        }
+        Code::PolicyViolation | Code::InvalidConfig | Code::InvalidReplicationFactor | Code::InvalidPartitions => {
+            (Invalid, "the server does not allow such a topic: check `topics` and the server's policies")
+        }
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic => {
+            (Invalid, "there is no such topic: publish to it first, or write it down in the configuration")
+        }
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => (
+            Invalid,
+            "an event is larger than the topic takes: raise its `max.message.bytes` and `message.max.bytes` of the \
+             broker's `client`, or let a filter drop such events",
+        ),
+        Code::UnsupportedVersion | Code::UnsupportedFeature => {
+            (Invalid, "the server is too old: Kafka 2.5 or newer is needed")
+        }
+        Code::InvalidTransactionTimeout => {
+            (Invalid, "raise the server's `transaction.max.timeout.ms`, or lower `transaction.timeout.ms`")
+        }
+        Code::InvalidSessionTimeout => (
+            Invalid,
+            "choose a `lease` within the server's group.min.session.timeout.ms and group.max.session.timeout.ms",
+        ),
+        Code::KafkaStorageError | Code::LogDirNotFound => (Full, "the server cannot write: check its disk"),
+        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
+            (Unavailable, "too few replicas are in sync for now, and it is tried again; check the servers")
+        }
+        _ => (Unavailable, "check that Kafka runs there and can be reached"),
+    }
+}
+
+/// What librdkafka tells its clients' owner.
+#[derive(Clone)]
+pub(super) struct Context {
+    broker: BrokerName,
+    complaints: Arc<Complaints>,
+    rebalanced: Option<Rebalanced>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // Properties for producers are said to be ignored by consumers, and the other way round.
+        if facility == "CONFWARN" {
+            return;
+        }
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(broker = %self.broker, facility, "librdkafka: {message}");
+            }
+            // Connections come and go; what that costs is told by who notices.
+            _ => tracing::debug!(broker = %self.broker, facility, "librdkafka: {message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(broker = %self.broker, %error, reason, "librdkafka complains");
+        if let Some(code) = error.rdkafka_error_code() {
+            self.complaints.note(code, reason);
+        }
+    }
+
+    fn stats(&self, _: Statistics) {}
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, member: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        if let Some(rebalanced) = &self.rebalanced {
+            rebalanced.told(member, event, partitions);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(properties: &[(&str, &str)]) -> Cluster {
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let (timeout, lease) = (Duration::from_secs(10), Duration::from_secs(15));
+        Cluster::new("k".parse().unwrap(), "h:9092".into(), "one".into(), timeout, lease, properties.collect())
+    }
+
+    #[test]
+    fn properties_replace_defaults_but_not_what_is_ours() {
+        let cluster = cluster(&[("linger.ms", "20"), ("session.timeout.ms", "6000")]);
+        assert_eq!(cluster.producer().get("linger.ms"), Some("20"));
+        assert_eq!(cluster.member("p").get("session.timeout.ms"), Some("6000"));
+        assert_eq!(cluster.member("p").get("heartbeat.interval.ms"), Some("3000"));
+        assert!(refuses("group.id").is_some() && refuses("isolation.level").is_some());
+        assert_eq!(refuses("sasl.password"), None);
+    }
+
+    #[test]
+    fn the_newer_group_protocol_decides_for_itself() {
+        let config = cluster(&[("group.protocol", "consumer")]).member("p");
+        let theirs = ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"];
+        assert_eq!(theirs.map(|name| config.get(name)), [None, None, None]);
+    }
+
+    #[test]
+    fn a_timeout_is_told_with_its_cause_and_without_secrets() {
+        let cluster = cluster(&[("sasl.password", "secret")]);
+        let timed_out = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+        assert_eq!(cluster.failed("look", &timed_out).kind, BrokerErrorKind::Unavailable);
+        let authentication = KafkaError::Global(RDKafkaErrorCode::Authentication);
+        cluster.context().error(authentication, "SASL authentication error: Authentication failed");
+        let error = cluster.failed("look", &timed_out);
+        assert_eq!(error.kind, BrokerErrorKind::Refused);
+        assert!(error.message.contains("Authentication failed") && !error.message.contains("secret"), "{error}");
+    }
+}

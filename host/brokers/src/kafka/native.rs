@@ -1,0 +1,215 @@
+//! What the rdkafka crate does not offer: one partition's records, many at a time.
+//!
+//! The one module of this crate with unsafe code. It hides pointers: what it hands out is plain and safe. It must not
+//! know topics' contents, lanes or events.
+#![expect(unsafe_code, reason = "librdkafka's C interface, behind safe types")]
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rdkafka::bindings as sys;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use tokio::sync::Notify;
+
+use super::client::Context;
+
+/// How many records one look takes over.
+const RECORDS_MAX: usize = 1024;
+
+/// Records of one partition as librdkafka fetches them, apart from the consumer's common queue. What is fetched and not
+/// taken is bounded by the consumer's `queued.max.messages.kbytes`: then librdkafka stops fetching this partition.
+pub(super) struct PartitionQueue {
+    queue: NonNull<sys::rd_kafka_queue_t>,
+    /// What the callback is given: told when the queue is no longer empty.
+    wake: *const Notify,
+    /// Taken over and not handed out yet. Freed before the consumer that they belong to.
+    taken: VecDeque<Message>,
+    /// The client that queue and messages are parts of.
+    _consumer: Arc<BaseConsumer<Context>>,
+}
+
+// SAFETY: librdkafka's queues and messages may be used from any thread, one at a time.
+unsafe impl Send for PartitionQueue {}
+
+/// A record, or something that happened at its place.
+pub(super) enum Fetched<'q> {
+    /// A record.
+    Record(Record<'q>),
+    /// Everything before this offset was handed out; for now nothing follows.
+    End(i64),
+    /// What keeps librdkafka from fetching this partition.
+    Failed(RDKafkaErrorCode),
+}
+
+impl PartitionQueue {
+    /// Cuts a partition's queue off the consumer's. Call it before the partition is assigned: then nothing is fetched
+    /// past it. `wake` is told whenever something comes while the queue is empty.
+    pub(super) fn open(
+        consumer: &Arc<BaseConsumer<Context>>,
+        topic: &str,
+        partition: i32,
+        wake: Arc<Notify>,
+    ) -> Option<Self> {
+        let topic = CString::new(topic).ok()?;
+        // SAFETY: the client lives as long as `consumer`; the topic's name is only read during the call.
+        let queue =
+            unsafe { sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), topic.as_ptr(), partition) };
+        let queue = NonNull::new(queue)?;
+        let wake = Arc::into_raw(wake);
+        // SAFETY: the queue was just handed out; `wake` stays valid until `drop` takes the callback away.
+        unsafe {
+            sys::rd_kafka_queue_forward(queue.as_ptr(), ptr::null_mut());
+            sys::rd_kafka_queue_cb_event_enable(queue.as_ptr(), Some(not_empty), wake.cast_mut().cast());
+        }
+        Some(Self { queue, wake, taken: VecDeque::new(), _consumer: Arc::clone(consumer) })
+    }
+
+    /// What comes next, if it is there; it stays the next until [`PartitionQueue::next`] is called. Does not block.
+    pub(super) fn peek(&mut self) -> Option<Fetched<'_>> {
+        if self.taken.is_empty() {
+            self.take();
+        }
+        self.taken.front().map(Message::fetched)
+    }
+
+    /// Goes past what [`PartitionQueue::peek`] shows.
+    pub(super) fn next(&mut self) {
+        self.taken.pop_front();
+    }
+
+    fn take(&mut self) {
+        let mut messages = [ptr::null_mut(); RECORDS_MAX];
+        // SAFETY: the array has room for as many pointers as are asked for, and the queue is ours.
+        let count =
+            unsafe { sys::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, messages.as_mut_ptr(), RECORDS_MAX) };
+        // An error is told as a negative count; there is nothing to take then.
+        let count = usize::try_from(count).unwrap_or_default();
+        self.taken.extend(messages[..count].iter().filter_map(|&message| NonNull::new(message).map(Message)));
+    }
+}
+
+impl Drop for PartitionQueue {
+    fn drop(&mut self) {
+        // SAFETY: once the callback is taken away, which waits for one that is running, nobody uses `wake` but us.
+        unsafe {
+            sys::rd_kafka_queue_cb_event_enable(self.queue.as_ptr(), None, ptr::null_mut());
+            drop(Arc::from_raw(self.wake));
+        }
+        self.taken.clear();
+        // SAFETY: our reference of the queue, given back once.
+        unsafe { sys::rd_kafka_queue_destroy(self.queue.as_ptr()) };
+    }
+}
+
+/// Called on one of librdkafka's threads.
+unsafe extern "C" fn not_empty(_: *mut sys::rd_kafka_t, wake: *mut c_void) {
+    // SAFETY: `PartitionQueue` keeps what it gave alive until this callback is taken away.
+    let wake = unsafe { &*wake.cast::<Notify>() };
+    wake.notify_one();
+}
+
+/// A message of librdkafka's; freed when dropped.
+struct Message(NonNull<sys::rd_kafka_message_t>);
+
+impl Message {
+    fn fetched(&self) -> Fetched<'_> {
+        // SAFETY: the message is ours and lives as long as `self`.
+        let message = unsafe { self.0.as_ref() };
+        match message.err {
+            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Fetched::Record(Record { message }),
+            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => Fetched::End(message.offset),
+            error => Fetched::Failed(error.into()),
+        }
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // SAFETY: it was handed to us alone and is freed once.
+        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) };
+    }
+}
+
+/// One record, as it lies in librdkafka's buffers.
+#[derive(Clone, Copy)]
+pub(super) struct Record<'q> {
+    message: &'q sys::rd_kafka_message_t,
+}
+
+impl<'q> Record<'q> {
+    pub(super) fn offset(self) -> i64 {
+        self.message.offset
+    }
+
+    /// Milliseconds since the Unix epoch; `None` if the record has no time.
+    pub(super) fn time_ms(self) -> Option<i64> {
+        let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        // SAFETY: the message is valid; the kind is written to our own variable.
+        let time = unsafe { sys::rd_kafka_message_timestamp(self.message, &mut kind) };
+        (time >= 0).then_some(time)
+    }
+
+    pub(super) fn key(self) -> Option<&'q [u8]> {
+        // SAFETY: librdkafka says that the key has this many bytes; they live as long as the message.
+        unsafe { bytes(self.message.key, self.message.key_len) }
+    }
+
+    /// Empty for a record without a value.
+    pub(super) fn value(self) -> &'q [u8] {
+        // SAFETY: as for the key.
+        unsafe { bytes(self.message.payload, self.message.len) }.unwrap_or_default()
+    }
+
+    /// In the record's order; a header whose name is no text is left out.
+    pub(super) fn headers(self) -> Headers<'q> {
+        let mut headers = ptr::null_mut();
+        // SAFETY: the message is valid; the headers stay its own. An error means that there are none.
+        let error = unsafe { sys::rd_kafka_message_headers(self.message, &mut headers) };
+        let found = error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+        Headers { headers: if found { headers } else { ptr::null_mut() }, index: 0, record: self }
+    }
+}
+
+/// The headers of a record.
+pub(super) struct Headers<'q> {
+    headers: *mut sys::rd_kafka_headers_t,
+    index: usize,
+    /// Whose headers they are: they live as long as the message.
+    record: Record<'q>,
+}
+
+impl<'q> Iterator for Headers<'q> {
+    type Item = (&'q str, &'q [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.headers.is_null() {
+                return None;
+            }
+            let (mut name, mut value, mut size): (*const c_char, *const c_void, usize) = (ptr::null(), ptr::null(), 0);
+            // SAFETY: the headers belong to `record`, which is still there; what is written are our own variables.
+            let error =
+                unsafe { sys::rd_kafka_header_get_all(self.headers, self.index, &mut name, &mut value, &mut size) };
+            if error != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return None;
+            }
+            self.index += 1;
+            let _: Record<'q> = self.record;
+            // SAFETY: a name is a C string and a value has `size` bytes; both live as long as the message.
+            let (name, value) = unsafe { (CStr::from_ptr(name), bytes(value, size).unwrap_or_default()) };
+            if let Ok(name) = name.to_str() {
+                return Some((name, value));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// If `start` is not null, `len` bytes can be read there for as long as `'a`.
+unsafe fn bytes<'a>(start: *const c_void, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: the caller says so.
+    (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast(), len) })
+}

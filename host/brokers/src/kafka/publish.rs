@@ -1,0 +1,215 @@
+//! Writing records: events become records with one counter of deliveries for all of them.
+//!
+//! This module does not know transactions or what happens when a delivery fails.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use synapse_core::codec::headers;
+use synapse_core::event::EventRef;
+use tokio::sync::Notify;
+
+use super::client::Context;
+
+/// How long a producer's queue is given to make room.
+pub(super) const ROOM_WAIT: Duration = Duration::from_millis(5);
+
+/// What becomes of records that were sent together.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    /// Not told of yet; the sender holds one until it has sent all.
+    open: AtomicUsize,
+    done: Notify,
+    told: Mutex<Told>,
+}
+
+#[derive(Default)]
+struct Told {
+    /// By partition, in the order in which they were sent.
+    offsets: HashMap<i32, Vec<i64>>,
+    error: Option<KafkaError>,
+}
+
+impl Deliveries {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { open: AtomicUsize::new(1), ..Self::default() })
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_one();
+        }
+    }
+
+    /// All are sent: waits until each was told of. The offsets by partition, in the order in which they were sent.
+    ///
+    /// # Errors
+    /// What became of the first that failed; others may be durable.
+    pub(super) async fn finish(&self) -> Result<HashMap<i32, Vec<i64>>, KafkaError> {
+        self.close();
+        self.done.notified().await;
+        self.result()
+    }
+
+    /// As [`Deliveries::finish`], once the producer was flushed.
+    pub(super) fn result(&self) -> Result<HashMap<i32, Vec<i64>>, KafkaError> {
+        let mut told = self.told();
+        match told.error.take() {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut told.offsets)),
+        }
+    }
+}
+
+/// A producer's context: counts deliveries.
+#[derive(Clone)]
+pub(super) struct ProducerSide(pub(super) Context);
+
+impl ClientContext for ProducerSide {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+}
+
+impl ProducerContext for ProducerSide {
+    type DeliveryOpaque = Arc<Deliveries>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, deliveries: Arc<Deliveries>) {
+        match result {
+            Ok(record) => deliveries.told().offsets.entry(record.partition()).or_default().push(record.offset()),
+            Err((error, _)) => {
+                deliveries.told().error.get_or_insert_with(|| error.clone());
+            }
+        }
+        deliveries.close();
+    }
+}
+
+/// Whether a producer took a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Yes,
+    /// Its queue is full: it has to be polled.
+    Full,
+    /// The topic has got partitions that the producer has not heard of: it has to ask.
+    Unknown,
+}
+
+/// Has a producer ask for a topic's partitions.
+pub(super) fn ask_partitions(producer: &BaseProducer<ProducerSide>, topic: &str, timeout: Duration) {
+    // Whatever comes of it, the record is tried again until its time is up.
+    let _ = producer.client().fetch_metadata(Some(topic), timeout);
+}
+
+/// One record to send.
+#[derive(Clone, Copy)]
+pub(super) enum Outgoing<'e> {
+    /// In CloudEvents' binary mode (Kafka protocol binding 1.0.2): attributes are headers, the record's key is the
+    /// event's partition key.
+    Event(EventRef<'e>),
+    /// Something of ours.
+    Plain {
+        /// The record's key.
+        key: &'e [u8],
+        /// The record's value.
+        value: &'e [u8],
+    },
+}
+
+impl Outgoing<'_> {
+    /// Hands it to the producer.
+    pub(super) fn send(
+        self,
+        producer: &BaseProducer<ProducerSide>,
+        topic: &str,
+        partition: u32,
+        deliveries: &Arc<Deliveries>,
+    ) -> Result<Sent, KafkaError> {
+        let mut record = BaseRecord::with_opaque_to(topic, Arc::clone(deliveries)).partition(native(partition));
+        match self {
+            Self::Event(event) => {
+                record.key = event.partition_key().map(str::as_bytes);
+                record.payload = Some(event.data());
+                record.headers = Some(headers_of(event));
+            }
+            Self::Plain { key, value } => (record.key, record.payload) = (Some(key), Some(value)),
+        }
+        // Counted first: it may be told of before this call ends.
+        deliveries.open.fetch_add(1, Ordering::AcqRel);
+        let Err((error, _)) = producer.send(record) else { return Ok(Sent::Yes) };
+        deliveries.open.fetch_sub(1, Ordering::AcqRel);
+        match error {
+            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Ok(Sent::Full),
+            KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => Ok(Sent::Unknown),
+            error => Err(error),
+        }
+    }
+}
+
+fn headers_of(event: EventRef<'_>) -> OwnedHeaders {
+    // Four attributes that every event has, and a few more.
+    let mut all = Some(OwnedHeaders::new_with_capacity(8));
+    headers::encode(headers::KAFKA, event, |name, value| {
+        all = all.take().map(|all| all.insert(Header { key: name, value: Some(value) }));
+    });
+    all.unwrap_or_default()
+}
+
+/// Kafka counts partitions in an `i32`.
+pub(super) fn native(partition: u32) -> i32 {
+    i32::try_from(partition).unwrap_or(i32::MAX)
+}
+
+/// The partition that Kafka's own clients in Java send a key to, so that events of one key meet whoever wrote them:
+/// murmur2 with seed 0x9747b28c of the key, without its sign, modulo (`BuiltInPartitioner` of Kafka 4).
+pub(super) fn murmur2_partition(key: &[u8], partitions: u32) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % partitions.max(1)
+}
+
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    const SEED: u32 = 0x9747_b28c;
+    let mut hash = SEED ^ (data.len() as u32);
+    let (words, rest) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k = (k ^ (k >> 24)).wrapping_mul(M);
+        hash = hash.wrapping_mul(M) ^ k;
+    }
+    if !rest.is_empty() {
+        let word = rest.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        hash = (hash ^ word).wrapping_mul(M);
+    }
+    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_go_where_javas_clients_send_them() {
+        // From the tests of Kafka's own `Utils.murmur2`.
+        let known = [("21", -973_932_308), ("foobar", -790_332_482), ("a-little-bit-long-string", -985_981_536)];
+        for (key, hash) in known {
+            assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");
+        }
+        assert_eq!([1, 2, 7].map(|n| murmur2_partition(b"N14228", n) < n), [true; 3]);
+    }
+}

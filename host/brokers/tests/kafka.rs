@@ -1,0 +1,40 @@
+//! The Kafka broker against a real Kafka.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use synapse_brokers::contract::{DurableHarness, Harness};
+use synapse_brokers::kafka::{KafkaBroker, KafkaOptions};
+use synapse_core::Broker;
+use synapse_test_servers::kafka::Kafka;
+
+/// As host `one`, or another.
+fn broker(host: &str) -> KafkaBroker {
+    let options = KafkaOptions { host_id: host.to_owned(), ..KafkaOptions::new(Kafka::shared().bootstrap()) };
+    KafkaBroker::new("kafka".parse().unwrap(), options).unwrap()
+}
+
+struct Cluster;
+
+#[async_trait]
+impl Harness for Cluster {
+    async fn broker(&self) -> Arc<dyn Broker> {
+        Arc::new(broker("one"))
+    }
+
+    async fn peer(&self, _: &Arc<dyn Broker>) -> Arc<dyn Broker> {
+        Arc::new(broker("two"))
+    }
+}
+
+#[async_trait]
+impl DurableHarness for Cluster {
+    async fn restart(&self, before: Arc<dyn Broker>) -> Arc<dyn Broker> {
+        before.close().await;
+        drop(before);
+        self.broker().await
+    }
+}
+
+synapse_brokers::keeps_contract!(Cluster);
+synapse_brokers::survives_restart!(Cluster);
