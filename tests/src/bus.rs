@@ -3,6 +3,8 @@
 //!
 //! Events have ids `key/number`, the key as partition key and `{"n":number}` as data.
 
+mod kafka;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ pub enum Endpoint {
     Embedded(String),
     /// A Redis.
     Redis(redis::Client),
+    /// A Kafka cluster with these servers.
+    Kafka(String),
 }
 
 /// A topic as clients see it.
@@ -34,7 +38,7 @@ pub struct Topic {
     /// Where it is.
     pub at: Endpoint,
     /// Its name there.
-    pub name: &'static str,
+    pub name: String,
     /// How many partitions it has.
     pub partitions: u32,
 }
@@ -56,7 +60,7 @@ impl Topic {
             Endpoint::Embedded(url) => {
                 let url = url.clone();
                 Box::new(move |receipts| {
-                    matches!(host::publish(&url, topic.name, &ndjson(receipts, kind)), Ok((202, _)))
+                    matches!(host::publish(&url, &topic.name, &ndjson(receipts, kind)), Ok((202, _)))
                 })
             }
             Endpoint::Redis(client) => {
@@ -70,6 +74,7 @@ impl Topic {
                     sent.is_ok()
                 })
             }
+            Endpoint::Kafka(bootstrap) => kafka::sender(bootstrap, self, kind),
         }
     }
 
@@ -77,12 +82,13 @@ impl Topic {
     pub fn reader(&self) -> Box<dyn Reader> {
         match &self.at {
             Endpoint::Embedded(url) => {
-                Box::new(HistoryReader { url: url.clone(), topic: self.name, read_upto: BTreeMap::new() })
+                Box::new(HistoryReader { url: url.clone(), topic: self.name.clone(), read_upto: BTreeMap::new() })
             }
             Endpoint::Redis(client) => {
                 let streams = (0..self.partitions).map(|partition| (self.stream(partition), "-".to_owned())).collect();
                 Box::new(StreamReader { client: client.clone(), connection: None, streams })
             }
+            Endpoint::Kafka(bootstrap) => Box::new(kafka::RecordReader::new(bootstrap, self)),
         }
     }
 
@@ -96,7 +102,7 @@ impl Topic {
 
     /// The stream of a partition on Redis.
     pub fn stream(&self, partition: u32) -> String {
-        if self.partitions == 1 { self.name.to_owned() } else { format!("{}:{{{partition}}}", self.name) }
+        if self.partitions == 1 { self.name.clone() } else { format!("{}:{{{partition}}}", self.name) }
     }
 }
 
@@ -196,7 +202,7 @@ impl Reader for StreamReader {
 
 struct HistoryReader {
     url: String,
-    topic: &'static str,
+    topic: String,
     /// The last offset that was read of each partition.
     read_upto: BTreeMap<u64, u64>,
 }

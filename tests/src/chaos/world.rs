@@ -1,9 +1,12 @@
 //! What a fault happens in: hosts at work on one pipeline, a load on it, and a watch on its sink.
 
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+use synapse_test_servers::kafka::Kafka;
 
 use super::Plan;
 use super::watch::Watch;
@@ -31,7 +34,10 @@ pub struct Scene {
     hosts: usize,
     server: String,
     brokers: String,
-    topics: [&'static str; 3],
+    /// The brokers of source and sink, as the configuration names them.
+    route: [&'static str; 2],
+    /// Ends the names of topics and pipeline where other cases use the same broker.
+    tag: String,
     pipeline: String,
     stage: String,
     environment: Vec<(String, OsString)>,
@@ -50,7 +56,8 @@ impl Scene {
             hosts: 1,
             server: String::new(),
             brokers: String::new(),
-            topics: ["local/in", "local/out", "local/dead"],
+            route: ["local", "local"],
+            tag: String::new(),
             pipeline: String::new(),
             stage: format!("plugin = {filter:?}\nconfig = {{ type = \"load\" }}\n"),
             environment: Vec::new(),
@@ -74,7 +81,22 @@ impl Scene {
             sink: Some(Endpoint::Redis(client)),
             partitions: 1,
             brokers: redis_broker("bus", url),
-            topics: ["bus/in", "bus/out", "bus/dead"],
+            route: ["bus", "bus"],
+            ..Self::embedded()
+        }
+    }
+
+    /// From one Kafka to itself, with four partitions.
+    pub fn kafka(cluster: &Kafka) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(1);
+        let bootstrap = cluster.bootstrap();
+        Self {
+            source: Some(Endpoint::Kafka(bootstrap.clone())),
+            sink: Some(Endpoint::Kafka(bootstrap.clone())),
+            partitions: 4,
+            brokers: format!("[brokers.bus]\nkind = \"kafka\"\nbootstrap = {bootstrap:?}\n"),
+            route: ["bus", "bus"],
+            tag: format!("-{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
             ..Self::embedded()
         }
     }
@@ -86,14 +108,14 @@ impl Scene {
     pub fn to_redis(mut self, server: &RedisServer) -> Result<Self> {
         self.sink = Some(Endpoint::Redis(server.client()?));
         self.brokers += &redis_broker("other", &server.url());
-        (self.topics[1], self.topics[2]) = ("other/out", "other/dead");
+        self.route[1] = "other";
         Ok(self)
     }
 
     /// Leads to the embedded log.
     pub fn to_embedded(mut self) -> Self {
         self.sink = None;
-        (self.topics[1], self.topics[2]) = ("local/out", "local/dead");
+        self.route[1] = "local";
         self
     }
 
@@ -144,12 +166,14 @@ impl Scene {
     }
 
     fn configuration(&self) -> String {
-        let Self { server, brokers, partitions, pipeline, stage, topics: [from, to, dead], .. } = self;
+        let Self { server, brokers, partitions, pipeline, stage, route: [source, sink], tag, .. } = self;
+        let [from, to, dead] =
+            [(source, "in"), (sink, "out"), (sink, "dead")].map(|(at, name)| format!("{at}/{name}{tag}"));
         format!(
             "{server}\n{brokers}\n\
              [topics.{from:?}]\npartitions = {partitions}\n[topics.{to:?}]\npartitions = {partitions}\n\
              [topics.{dead:?}]\npartitions = {partitions}\n\
-             [[pipelines]]\nname = \"p\"\nfrom = {from:?}\nto = {to:?}\ndead-letters = {dead:?}\n{pipeline}\n\
+             [[pipelines]]\nname = \"p{tag}\"\nfrom = {from:?}\nto = {to:?}\ndead-letters = {dead:?}\n{pipeline}\n\
              [[pipelines.stages]]\nname = \"stage\"\n{stage}\n"
         )
     }
@@ -190,7 +214,10 @@ impl World {
         }
         let own = Endpoint::Embedded(hosts.first().context("a world has a host")?.url());
         let (source, sink) = (scene.source.unwrap_or_else(|| own.clone()), scene.sink.unwrap_or(own));
-        let topic = |at: &Endpoint, name| Topic { at: at.clone(), name, partitions: scene.partitions };
+        let topic = |at: &Endpoint, name: &str| {
+            let name = format!("{name}{}", scene.tag);
+            Topic { at: at.clone(), name, partitions: scene.partitions }
+        };
         let (source, sink, dead_letters) = (topic(&source, "in"), topic(&sink, "out"), topic(&sink, "dead"));
         let senders = (0..PRODUCERS).map(|_| source.sender(scene.kind)).collect();
         Ok(Self {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
+use synapse_test_servers::kafka::Kafka;
 
 use crate::chaos::{Case, Scene, World};
 use crate::checker::Promise;
@@ -50,6 +51,13 @@ pub(super) const CASES: &[Case] = &[
         },
     },
     Case {
+        name: "host-killed-kafka",
+        route: "kafka → same kafka",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"2s\"").fault(kill_again_and_again)),
+    },
+    Case {
         name: "host-frozen-redis",
         route: "redis → same redis, by cursor, two hosts",
         what: "the host at work is frozen (SIGSTOP) for longer than its lease, another takes over, then it wakes up",
@@ -58,6 +66,16 @@ pub(super) const CASES: &[Case] = &[
             let server = RedisServer::start()?;
             let scene = Scene::redis(&server)?.broker("lease = \"1s\"").hosts(2);
             Ok(scene.fault(keeping(server, freeze_one_after_the_other)))
+        },
+    },
+    Case {
+        name: "host-frozen-kafka",
+        route: "kafka → same kafka, two hosts",
+        what: "a host is frozen (SIGSTOP) for longer than its session, the other takes over, then it wakes up",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(2);
+            Ok(scene.fault(freeze_one_after_the_other))
         },
     },
 ];

@@ -1,0 +1,156 @@
+//! A producer that waits for all replicas, and a reader of committed transactions.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use super::{ANSWER_WITHIN, Reader, Topic, receipt};
+use crate::checker::{Kind, Receipt};
+use crate::load::Send;
+
+/// How long a producer waits for all replicas before it gives a batch up.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(10);
+/// How long one look for records takes.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Counts what was acknowledged.
+struct Deliveries(Arc<AtomicUsize>);
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
+        self.0.fetch_add(usize::from(delivered.is_ok()), Ordering::Relaxed);
+    }
+}
+
+pub(super) fn sender(bootstrap: &str, topic: &Topic, kind: fn(&Receipt) -> Kind) -> Send {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.name.clone());
+    let mut producer: Option<(BaseProducer<Deliveries>, Arc<AtomicUsize>)> = None;
+    Box::new(move |receipts| {
+        let Some((producer, delivered)) = producer.as_mut().or_else(|| None) else {
+            producer = make(&bootstrap).ok();
+            return false;
+        };
+        let goal = delivered.load(Ordering::Relaxed) + receipts.len();
+        let sent = receipts.iter().all(|receipt| produce(producer, &topic, receipt, kind));
+        // Whatever was not delivered by then is given up, so nothing of it comes later.
+        let flushed = producer.flush(2 * DELIVERED_WITHIN).is_ok();
+        sent && flushed && delivered.load(Ordering::Relaxed) == goal
+    })
+}
+
+fn make(bootstrap: &str) -> Result<(BaseProducer<Deliveries>, Arc<AtomicUsize>)> {
+    let delivered = Arc::new(AtomicUsize::new(0));
+    let producer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", "0")
+        .set("message.timeout.ms", DELIVERED_WITHIN.as_millis().to_string())
+        .create_with_context(Deliveries(Arc::clone(&delivered)))?;
+    Ok((producer, delivered))
+}
+
+fn produce(producer: &BaseProducer<Deliveries>, topic: &str, receipt: &Receipt, kind: fn(&Receipt) -> Kind) -> bool {
+    let Receipt { key, number } = receipt;
+    let (id, data) = (format!("{key}/{number}"), format!("{{\"n\":{number}}}"));
+    let header = |headers: OwnedHeaders, (key, value)| headers.insert(Header { key, value: Some(value) });
+    let attributes = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", &id),
+        ("ce_source", "/load"),
+        ("ce_type", kind(receipt).name()),
+        ("content-type", "application/json"),
+    ];
+    let headers = attributes.into_iter().fold(OwnedHeaders::new(), header);
+    producer.send(BaseRecord::to(topic).key(key).payload(&data).headers(headers)).is_ok()
+}
+
+/// Reads every partition, as far as transactions on it have ended.
+pub(super) struct RecordReader {
+    consumer: Option<BaseConsumer>,
+    bootstrap: String,
+    topic: Topic,
+    /// Partitions that had nothing more at the last look.
+    at_end: BTreeSet<i32>,
+    /// What was read when reading failed.
+    kept: Vec<Receipt>,
+}
+
+impl RecordReader {
+    pub(super) fn new(bootstrap: &str, topic: &Topic) -> Self {
+        Self {
+            consumer: None,
+            bootstrap: bootstrap.to_owned(),
+            topic: topic.clone(),
+            at_end: BTreeSet::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    fn open(&self) -> Result<BaseConsumer> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            // Named because it must be; the group is never joined.
+            .set("group.id", "receipts")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "earliest")
+            .create()?;
+        let mut places = TopicPartitionList::new();
+        for partition in 0..self.topic.partitions {
+            places.add_partition_offset(&self.topic.name, i32::try_from(partition)?, Offset::Beginning)?;
+        }
+        consumer.assign(&places)?;
+        Ok(consumer)
+    }
+
+    /// Until every partition has said that there is no more.
+    fn read_records(&mut self) -> Result<()> {
+        if self.consumer.is_none() {
+            self.consumer = Some(self.open()?);
+        }
+        let consumer = self.consumer.as_ref().context("it was made just now")?;
+        let begun = Instant::now();
+        loop {
+            let ended = self.at_end.len() == self.topic.partitions as usize;
+            match consumer.poll(if ended { Duration::ZERO } else { POLL }) {
+                Some(Ok(record)) => {
+                    self.at_end.remove(&record.partition());
+                    let headers = record.headers().context("a record without headers")?;
+                    let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
+                    let id = std::str::from_utf8(id.context("a record without an id")?)?;
+                    self.kept.push(receipt(id, &serde_json::from_slice(record.payload().unwrap_or_default())?)?);
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    self.at_end.insert(partition);
+                }
+                // Servers come and go; librdkafka finds them again.
+                Some(Err(_)) => {}
+                None if ended => return Ok(()),
+                None => {}
+            }
+            ensure!(ended || begun.elapsed() < ANSWER_WITHIN, "the topic `{}` has no end", self.topic.name);
+        }
+    }
+}
+
+impl Reader for RecordReader {
+    fn read(&mut self) -> Result<Vec<Receipt>> {
+        self.read_records()?;
+        Ok(std::mem::take(&mut self.kept))
+    }
+}

@@ -1,0 +1,134 @@
+//! A Kafka whose servers die or freeze, that removes records, and that shares partitions out again and again.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::{Offset, TopicPartitionList};
+use rustix::process::Signal;
+use synapse_test_servers::kafka::Kafka;
+
+use crate::chaos::{Case, Scene, World};
+use crate::checker::Promise;
+
+const ROUTE: &str = "kafka → same kafka";
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "kafka-broker-killed",
+        route: ROUTE,
+        what: "one of three brokers after another is killed (kill -9) and started again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            one_after_the_other(|cluster, broker| {
+                cluster.kill(broker)?;
+                std::thread::sleep(Duration::from_secs(1));
+                cluster.resume(broker)
+            })
+        },
+    },
+    Case {
+        name: "kafka-broker-restarted",
+        route: ROUTE,
+        what: "one of three brokers after another is shut down and started again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            one_after_the_other(|cluster, broker| {
+                cluster.stop(broker)?;
+                cluster.resume(broker)
+            })
+        },
+    },
+    Case {
+        name: "kafka-broker-frozen",
+        route: ROUTE,
+        what: "one of three brokers after another hears and says nothing for seconds (SIGSTOP)",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            one_after_the_other(|cluster, broker| {
+                cluster.signal(broker, Signal::STOP)?;
+                std::thread::sleep(Duration::from_secs(3));
+                cluster.signal(broker, Signal::CONT)
+            })
+        },
+    },
+    Case {
+        name: "kafka-rebalance-storm",
+        route: "kafka → same kafka, up to three hosts",
+        what: "hosts join and leave every two seconds, some without a word (kill -9)",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(3).fault(join_and_leave)),
+    },
+    Case {
+        name: "kafka-trimmed",
+        route: ROUTE,
+        what: "`DeleteRecords` removes what a host that lags has not read",
+        promise: Promise::ALL_BUT_TRIMMED,
+        scene: || Ok(Scene::kafka(Kafka::shared()).fault(delete_under_lag)),
+    },
+];
+
+fn one_after_the_other(fault: fn(&mut Kafka, usize) -> Result<()>) -> Result<Scene> {
+    let mut cluster = Kafka::start_with(3, "")?;
+    let scene = Scene::kafka(&cluster).broker("lease = \"2s\"");
+    Ok(scene.fault(move |world| {
+        let brokers = if world.plan.is_long() { 6 } else { 2 };
+        for broker in 0..brokers {
+            fault(&mut cluster, broker % 3)?;
+            world.mended();
+            world.let_pass(100)?;
+            world.wait_for_output()?;
+        }
+        Ok(())
+    }))
+}
+
+fn join_and_leave(world: &mut World) -> Result<()> {
+    for round in 0..world.rounds().min(12) {
+        let leaving = world.random.within(0..3) as usize;
+        let host = &mut world.hosts[leaving];
+        if round % 2 == 0 {
+            host.terminate()?;
+        } else {
+            host.kill()?;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        world.hosts[leaving].resume()?;
+        world.mended();
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    Ok(())
+}
+
+fn delete_under_lag(world: &mut World) -> Result<()> {
+    world.host()?.signal(Signal::STOP)?;
+    world.let_pass(400)?;
+    let removed = delete_half(&Kafka::shared().bootstrap(), &world.source().name, world.source().partitions)?;
+    ensure!(removed, "nothing was removed");
+    world.host()?.signal(Signal::CONT)?;
+    world.mended();
+    world.wait_for_output()
+}
+
+/// Removes all but the newest 20 records of each partition.
+fn delete_half(bootstrap: &str, topic: &str, partitions: u32) -> Result<bool> {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap);
+    let consumer: BaseConsumer = config.create()?;
+    let admin: AdminClient<DefaultClientContext> = config.create()?;
+    let mut upto = TopicPartitionList::new();
+    let mut removed = false;
+    for partition in 0..i32::try_from(partitions)? {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(5))?;
+        let keep = (high - 20).max(low);
+        removed |= keep > low;
+        upto.add_partition_offset(topic, partition, Offset::Offset(keep))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(admin.delete_records(&upto, &AdminOptions::new())).context("delete records")?;
+    Ok(removed)
+}
