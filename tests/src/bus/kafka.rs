@@ -108,6 +108,8 @@ impl RecordReader {
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
+            // An end is told once the server has answered, so it should not wait for more.
+            .set("fetch.wait.max.ms", "10")
             .set("auto.offset.reset", "earliest")
             .create()?;
         let mut places = TopicPartitionList::new();

@@ -88,15 +88,14 @@ impl Scene {
 
     /// From one Kafka to itself, with four partitions.
     pub fn kafka(cluster: &Kafka) -> Self {
-        static NUMBER: AtomicUsize = AtomicUsize::new(1);
         let bootstrap = cluster.bootstrap();
         Self {
             source: Some(Endpoint::Kafka(bootstrap.clone())),
             sink: Some(Endpoint::Kafka(bootstrap.clone())),
             partitions: 4,
-            brokers: format!("[brokers.bus]\nkind = \"kafka\"\nbootstrap = {bootstrap:?}\n"),
+            brokers: kafka_broker("bus", &bootstrap),
             route: ["bus", "bus"],
-            tag: format!("-{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
+            tag: tag(),
             ..Self::embedded()
         }
     }
@@ -110,6 +109,15 @@ impl Scene {
         self.brokers += &redis_broker("other", &server.url());
         self.route[1] = "other";
         Ok(self)
+    }
+
+    /// Leads to a Kafka.
+    pub fn to_kafka(mut self, cluster: &Kafka) -> Self {
+        self.sink = Some(Endpoint::Kafka(cluster.bootstrap()));
+        self.brokers += &kafka_broker("other", &cluster.bootstrap());
+        self.route[1] = "other";
+        self.tag = tag();
+        self
     }
 
     /// Leads to the embedded log.
@@ -177,6 +185,16 @@ impl Scene {
              [[pipelines.stages]]\nname = \"stage\"\n{stage}\n"
         )
     }
+}
+
+/// One that no other case of this process has.
+fn tag() -> String {
+    static NUMBER: AtomicUsize = AtomicUsize::new(1);
+    format!("-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+fn kafka_broker(name: &str, bootstrap: &str) -> String {
+    format!("[brokers.{name}]\nkind = \"kafka\"\nbootstrap = {bootstrap:?}\n")
 }
 
 fn redis_broker(name: &str, url: &str) -> String {

@@ -1,6 +1,7 @@
 //! Events that plugins fail on, while the host is killed, too.
 
 use anyhow::Result;
+use synapse_test_servers::kafka::Kafka;
 
 use crate::chaos::{Case, Scene, World};
 use crate::checker::{Kind, Promise, Receipt};
@@ -30,6 +31,13 @@ pub(super) const CASES: &[Case] = &[
                 kill_twice(world)
             }))
         },
+    },
+    Case {
+        name: "poison-kafka",
+        route: "kafka → same kafka",
+        what: WHAT,
+        promise: Promise::EXACTLY_ONCE,
+        scene: || Ok(poisoned(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"")).fault(kill_twice)),
     },
 ];
 

@@ -55,7 +55,29 @@ pub(super) const CASES: &[Case] = &[
         route: "kafka → same kafka",
         what: "the host is killed (kill -9) again and again",
         promise: Promise::EXACTLY_ONCE,
-        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"2s\"").fault(kill_again_and_again)),
+        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").fault(kill_again_and_again)),
+    },
+    Case {
+        name: "host-killed-kafka-to-redis",
+        route: "kafka → redis",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::AT_LEAST_ONCE,
+        scene: || {
+            let sink = RedisServer::start()?;
+            let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").to_redis(&sink)?;
+            Ok(scene.fault(keeping(sink, kill_again_and_again)))
+        },
+    },
+    Case {
+        name: "host-killed-redis-to-kafka",
+        route: "redis → kafka",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::AT_LEAST_ONCE,
+        scene: || {
+            let source = RedisServer::start()?;
+            let scene = Scene::redis(&source)?.to_kafka(Kafka::shared());
+            Ok(scene.fault(keeping(source, kill_again_and_again)))
+        },
     },
     Case {
         name: "host-frozen-redis",

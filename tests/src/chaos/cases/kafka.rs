@@ -1,5 +1,6 @@
 //! A Kafka whose servers die or freeze, that removes records, and that shares partitions out again and again.
 
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,8 @@ use rustix::process::Signal;
 use synapse_test_servers::kafka::Kafka;
 
 use crate::chaos::{Case, Scene, World};
-use crate::checker::Promise;
+use crate::checker::{Kind, Promise, Receipt};
+use crate::plugins::component;
 
 const ROUTE: &str = "kafka → same kafka";
 
@@ -62,6 +64,13 @@ pub(super) const CASES: &[Case] = &[
         scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(3).fault(join_and_leave)),
     },
     Case {
+        name: "kafka-slow-plugin",
+        route: "kafka → same kafka, two hosts",
+        what: "a plugin works for longer than `max.poll.interval.ms`, again and again",
+        promise: Promise::EXACTLY_ONCE,
+        scene: work_slowly,
+    },
+    Case {
         name: "kafka-trimmed",
         route: ROUTE,
         what: "`DeleteRecords` removes what a host that lags has not read",
@@ -70,12 +79,23 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
+/// How long a broker that is not heard of keeps its place; much shorter than by default.
+const QUICK: &str = "broker.session.timeout.ms=3000\nbroker.heartbeat.interval.ms=500";
+
+/// Three brokers that cases use one after the other: starting them takes longer than most cases.
+fn three_brokers() -> MutexGuard<'static, Kafka> {
+    static CLUSTER: OnceLock<Mutex<Kafka>> = OnceLock::new();
+    let start = || Mutex::new(Kafka::start_with(3, QUICK).expect("Kafka starts"));
+    CLUSTER.get_or_init(start).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn one_after_the_other(fault: fn(&mut Kafka, usize) -> Result<()>) -> Result<Scene> {
-    let mut cluster = Kafka::start_with(3, "")?;
+    let mut cluster = three_brokers();
     let scene = Scene::kafka(&cluster).broker("lease = \"2s\"");
     Ok(scene.fault(move |world| {
-        let brokers = if world.plan.is_long() { 6 } else { 2 };
-        for broker in 0..brokers {
+        let first = world.random.within(0..3) as usize;
+        let faults = if world.plan.is_long() { 6 } else { 1 };
+        for broker in first..first + faults {
             fault(&mut cluster, broker % 3)?;
             world.mended();
             world.let_pass(100)?;
@@ -100,6 +120,15 @@ fn join_and_leave(world: &mut World) -> Result<()> {
         std::thread::sleep(Duration::from_secs(1));
     }
     Ok(())
+}
+
+fn work_slowly() -> Result<Scene> {
+    let plugin = component("tests/plugins/picky");
+    let kind = |receipt: &Receipt| if receipt.number % 1000 == 300 { Kind::Loop } else { Kind::Plain };
+    let scene = Scene::kafka(Kafka::shared())
+        .hosts(2)
+        .broker("lease = \"1s\"\nclient = { \"session.timeout.ms\" = \"1000\", \"max.poll.interval.ms\" = \"1000\" }");
+    Ok(scene.stage(format!("plugin = {plugin:?}\nlimits = {{ cpu = \"1500ms\" }}\n"), kind))
 }
 
 fn delete_under_lag(world: &mut World) -> Result<()> {

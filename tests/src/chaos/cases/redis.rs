@@ -79,8 +79,8 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "redis-trimmed-group",
         route: AS_A_GROUP,
-        what: "`XTRIM` removes what a host that lags has not read",
-        promise: Promise::ALL_BUT_TRIMMED,
+        what: "`XTRIM` removes what a host that lags has not read; a group does not count what nobody had read",
+        promise: Promise::WHAT_THE_BROKER_KEPT,
         scene: || trim_under_lag("read = \"group\""),
     },
     Case {
