@@ -39,10 +39,10 @@ pub(super) fn sender(bootstrap: &str, topic: &Topic, kind: fn(&Receipt) -> Kind)
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.name.clone());
     let mut producer: Option<(BaseProducer<Deliveries>, Arc<AtomicUsize>)> = None;
     Box::new(move |receipts| {
-        let Some((producer, delivered)) = producer.as_mut().or_else(|| None) else {
+        if producer.is_none() {
             producer = make(&bootstrap).ok();
-            return false;
-        };
+        }
+        let Some((producer, delivered)) = &producer else { return false };
         let goal = delivered.load(Ordering::Relaxed) + receipts.len();
         let sent = receipts.iter().all(|receipt| produce(producer, &topic, receipt, kind));
         // Whatever was not delivered by then is given up, so nothing of it comes later.

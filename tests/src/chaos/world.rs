@@ -127,6 +127,12 @@ impl Scene {
         self
     }
 
+    /// So many partitions of each topic.
+    pub fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = partitions;
+        self
+    }
+
     /// So many hosts.
     pub fn hosts(mut self, hosts: usize) -> Self {
         self.hosts = hosts;
@@ -305,6 +311,14 @@ impl World {
         self.hosts.first_mut().context("a world has a host")
     }
 
+    /// How often lanes failed and were opened again, on the hosts that run, since these were started.
+    ///
+    /// # Errors
+    /// If one of them does not answer.
+    pub fn retries(&self) -> Result<usize> {
+        self.counted("synapse_lane_retries_total")
+    }
+
     pub(super) fn mended_at(&self) -> Instant {
         self.mended.unwrap_or_else(Instant::now)
     }
@@ -338,9 +352,12 @@ impl World {
 
     /// How many events the hosts counted as trimmed before they were read.
     pub(super) fn trimmed(&self) -> Result<usize> {
+        self.counted("synapse_events_lost_to_trim_total")
+    }
+
+    fn counted(&self, metric: &str) -> Result<usize> {
         let running = self.hosts.iter().filter(|host| host.is_running());
-        let counted = running.map(|host| host.metric("synapse_events_lost_to_trim_total", ""));
-        Ok(counted.sum::<Result<f64>>()? as usize)
+        Ok(running.map(|host| host.metric(metric, "")).sum::<Result<f64>>()? as usize)
     }
 
     /// Ends the hosts the way operators do: each must drain.

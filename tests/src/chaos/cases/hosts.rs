@@ -82,7 +82,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "host-frozen-redis",
         route: "redis → same redis, by cursor, two hosts",
-        what: "the host at work is frozen (SIGSTOP) for longer than its lease, another takes over, then it wakes up",
+        what: "the host at work is frozen (SIGSTOP) for longer than its lease, another takes over, then it wakes up; times run from the freezing",
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let server = RedisServer::start()?;
@@ -93,12 +93,30 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "host-frozen-kafka",
         route: "kafka → same kafka, two hosts",
-        what: "a host is frozen (SIGSTOP) for longer than its session, the other takes over, then it wakes up",
+        what: "a host is frozen (SIGSTOP) for longer than its session, the other takes over, then it wakes up; times run from the freezing",
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(2);
             Ok(scene.fault(freeze_one_after_the_other))
         },
+    },
+    Case {
+        name: "hosts-come-and-go-redis",
+        route: "redis → same redis, by cursor, up to three hosts",
+        what: "hosts join and leave every two seconds, some without a word (kill -9)",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let server = RedisServer::start()?;
+            let scene = Scene::redis(&server)?.broker("lease = \"1s\"").partitions(4).hosts(3);
+            Ok(scene.fault(keeping(server, join_and_leave)))
+        },
+    },
+    Case {
+        name: "hosts-come-and-go-kafka",
+        route: "kafka → same kafka, up to three hosts",
+        what: "hosts join and leave every two seconds, some without a word (kill -9): a rebalance storm",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(3).fault(join_and_leave)),
     },
 ];
 
@@ -125,13 +143,32 @@ fn freeze_one_after_the_other(world: &mut World) -> Result<()> {
     for round in 0..world.rounds().min(6) {
         let frozen = round % 2;
         world.hosts[frozen].signal(Signal::STOP)?;
-        // Nothing of the frozen one is in the way any more once the other writes.
-        std::thread::sleep(Duration::from_millis(1200));
+        // What it had sent just before may still be carried out.
+        std::thread::sleep(Duration::from_millis(100));
+        world.mended();
+        std::thread::sleep(Duration::from_millis(1100));
+        // So whatever comes now was written by the other one.
         world.wait_for_output()?;
         world.hosts[frozen].signal(Signal::CONT)?;
-        world.mended();
         world.wait(200..600);
         world.wait_for_output()?;
+    }
+    Ok(())
+}
+
+fn join_and_leave(world: &mut World) -> Result<()> {
+    for round in 0..world.rounds().min(12) {
+        let leaving = world.random.within(0..3) as usize;
+        let host = &mut world.hosts[leaving];
+        if round % 2 == 0 {
+            host.terminate()?;
+        } else {
+            host.kill()?;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        world.hosts[leaving].resume()?;
+        world.mended();
+        std::thread::sleep(Duration::from_secs(1));
     }
     Ok(())
 }

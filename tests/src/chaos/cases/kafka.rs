@@ -1,4 +1,4 @@
-//! A Kafka whose servers die or freeze, that removes records, and that shares partitions out again and again.
+//! A Kafka whose servers die or freeze, or that removes records.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -7,10 +7,12 @@ use anyhow::{Context, Result, ensure};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 use synapse_test_servers::kafka::Kafka;
 
+use crate::bus::Topic;
 use crate::chaos::{Case, Scene, World};
 use crate::checker::{Kind, Promise, Receipt};
 use crate::plugins::component;
@@ -57,13 +59,6 @@ pub(super) const CASES: &[Case] = &[
         },
     },
     Case {
-        name: "kafka-rebalance-storm",
-        route: "kafka → same kafka, up to three hosts",
-        what: "hosts join and leave every two seconds, some without a word (kill -9)",
-        promise: Promise::EXACTLY_ONCE,
-        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(3).fault(join_and_leave)),
-    },
-    Case {
         name: "kafka-slow-plugin",
         route: "kafka → same kafka, two hosts",
         what: "a plugin works for longer than `max.poll.interval.ms`, again and again",
@@ -105,23 +100,6 @@ fn one_after_the_other(fault: fn(&mut Kafka, usize) -> Result<()>) -> Result<Sce
     }))
 }
 
-fn join_and_leave(world: &mut World) -> Result<()> {
-    for round in 0..world.rounds().min(12) {
-        let leaving = world.random.within(0..3) as usize;
-        let host = &mut world.hosts[leaving];
-        if round % 2 == 0 {
-            host.terminate()?;
-        } else {
-            host.kill()?;
-        }
-        std::thread::sleep(Duration::from_secs(1));
-        world.hosts[leaving].resume()?;
-        world.mended();
-        std::thread::sleep(Duration::from_secs(1));
-    }
-    Ok(())
-}
-
 fn work_slowly() -> Result<Scene> {
     let plugin = component("tests/plugins/picky");
     let kind = |receipt: &Receipt| if receipt.number % 1000 == 300 { Kind::Loop } else { Kind::Plain };
@@ -134,28 +112,26 @@ fn work_slowly() -> Result<Scene> {
 fn delete_under_lag(world: &mut World) -> Result<()> {
     world.host()?.signal(Signal::STOP)?;
     world.let_pass(400)?;
-    let removed = delete_half(&Kafka::shared().bootstrap(), &world.source().name, world.source().partitions)?;
+    let removed = delete_all_but_the_newest(&Kafka::shared().bootstrap(), world.source())?;
     ensure!(removed, "nothing was removed");
     world.host()?.signal(Signal::CONT)?;
     world.mended();
     world.wait_for_output()
 }
 
-/// Removes all but the newest 20 records of each partition.
-fn delete_half(bootstrap: &str, topic: &str, partitions: u32) -> Result<bool> {
-    use rdkafka::consumer::{BaseConsumer, Consumer};
-
+/// Keeps 20 records of each partition; tells whether there were more.
+fn delete_all_but_the_newest(bootstrap: &str, topic: &Topic) -> Result<bool> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap);
     let consumer: BaseConsumer = config.create()?;
     let admin: AdminClient<DefaultClientContext> = config.create()?;
     let mut upto = TopicPartitionList::new();
     let mut removed = false;
-    for partition in 0..i32::try_from(partitions)? {
-        let (low, high) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(5))?;
+    for partition in 0..i32::try_from(topic.partitions)? {
+        let (low, high) = consumer.fetch_watermarks(&topic.name, partition, Duration::from_secs(5))?;
         let keep = (high - 20).max(low);
         removed |= keep > low;
-        upto.add_partition_offset(topic, partition, Offset::Offset(keep))?;
+        upto.add_partition_offset(&topic.name, partition, Offset::Offset(keep))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(admin.delete_records(&upto, &AdminOptions::new())).context("delete records")?;

@@ -1,6 +1,6 @@
 //! The network between host and broker. Producers and readers go around it, by a Unix socket.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::chaos::{Case, Scene, World};
 use crate::checker::Promise;
@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
                     network.mend()?;
                     world.mended();
                 }
+                ensure!(world.retries()? > 0, "the host did not notice any reset");
                 Ok(())
             })
         },
