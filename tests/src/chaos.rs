@@ -92,18 +92,28 @@ impl fmt::Display for Observed {
     }
 }
 
-/// Runs a case.
+/// Runs a case, on a thread of its own, since a case may move that into another network.
 ///
 /// # Errors
 /// If it could not be carried out, with the ends of the hosts' logs. A promise that is not kept is no error here.
+///
+/// # Panics
+/// If the case does.
 pub fn run(case: &Case, plan: &Plan) -> Result<Observed> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(case.name.to_owned());
+        let running = thread.spawn_scoped(scope, || carry_out(case, plan))?;
+        running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn carry_out(case: &Case, plan: &Plan) -> Result<Observed> {
     let started = Instant::now();
     let mut scene = (case.scene)().with_context(|| format!("set the scene of {}", case.name))?;
     let mut fault = scene.take_fault();
     let mut world = World::start(scene, *plan, Random::new(plan.seed))?;
-    let observed = observe(&mut world, &mut *fault, case, started);
-    // What the fault holds, such as servers, must outlive the world.
-    let observed = observed.with_context(|| world.log_tails());
+    let observed = observe(&mut world, &mut *fault, case, started).with_context(|| world.log_tails());
+    // What the fault holds, such as servers, outlives the hosts.
     drop(world);
     observed
 }

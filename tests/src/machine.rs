@@ -6,13 +6,15 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 /// Runs a tool with something on its standard input.
@@ -80,47 +82,56 @@ impl Network {
         ["ip", "netns", "exec", &self.name].map(OsString::from).to_vec()
     }
 
-    /// Does something to all packets from now on.
+    /// Moves the calling thread into it, and with it whatever that thread starts from now on: threads, and processes that
+    /// have 127.0.0.1 to themselves.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn enter(&self) -> Result<()> {
+        let namespace = File::open(Path::new("/run/netns").join(&self.name))?;
+        Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+    }
+
+    /// Does something to all packets to and from a server's port from now on.
     ///
     /// # Errors
     /// Without `nft`.
-    pub fn disturb(&self, packets: Packets) -> Result<()> {
+    pub fn disturb(&self, port: u16, packets: Packets) -> Result<()> {
         let (input, output) = match packets {
             Packets::Vanish => ("drop", "drop"),
             Packets::AnswersVanish => ("accept", "drop"),
-            Packets::Reset => ("meta l4proto tcp reject with tcp reset", "meta l4proto tcp reject with tcp reset"),
+            Packets::Reset => ("reject with tcp reset", "reject with tcp reset"),
         };
+        // Resets that were made here must get out.
         let rules = format!(
             "table inet fault {{\n\
-             chain i {{ type filter hook input priority 0; iifname lo accept; {input}; }}\n\
-             chain o {{ type filter hook output priority 0; oifname lo accept; {output}; }}\n}}\n"
+             chain i {{ type filter hook input priority 0; tcp dport {port} {input}; }}\n\
+             chain o {{ type filter hook output priority 0; tcp flags rst accept; tcp sport {port} {output}; }}\n}}\n"
         );
         self.inside(&["nft", "-f", "-"], &rules)
     }
 
-    /// Lets so many kilobits a second pass each way from now on.
+    /// Lets so many kilobits a second pass each way from now on, or as many as come.
     ///
     /// # Errors
     /// Without `tc`.
-    pub fn slow_down(&self, kilobits_per_second: u32) -> Result<()> {
-        let rate = format!("{kilobits_per_second}kbit");
-        let words = |interface| {
-            let limit = ["rate", &rate, "burst", "4kb", "latency", "300ms"];
-            [["tc", "qdisc", "replace", "dev", interface, "root", "tbf"].as_slice(), limit.as_slice()].concat()
+    pub fn limit(&self, kilobits_per_second: Option<u32>) -> Result<()> {
+        let rate = format!("{}kbit", kilobits_per_second.unwrap_or_default());
+        let discipline: &[&str] = match kilobits_per_second {
+            Some(_) => &["tbf", "rate", &rate, "burst", "4kb", "latency", "300ms"],
+            None => &["pfifo"],
         };
+        let words = |interface| [["tc", "qdisc", "replace", "dev", interface, "root"].as_slice(), discipline].concat();
         tool(&words(&self.name), "")?;
         self.inside(&words("eth0"), "")
     }
 
-    /// Undoes every disturbance.
+    /// Lets packets be again.
     ///
     /// # Errors
-    /// Without `nft` or `tc`.
+    /// Without `nft`.
     pub fn mend(&self) -> Result<()> {
-        self.inside(&["nft", "flush", "ruleset"], "")?;
-        // `replace` by the default, since there may be nothing to delete.
-        tool(&["tc", "qdisc", "replace", "dev", &self.name, "root", "pfifo"], "")?;
-        self.inside(&["tc", "qdisc", "replace", "dev", "eth0", "root", "pfifo"], "")
+        self.inside(&["nft", "flush", "ruleset"], "")
     }
 
     fn inside(&self, words: &[&str], input: &str) -> Result<()> {
