@@ -33,6 +33,8 @@ use publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partition
 use reader::Readers;
 use topics::Topics;
 
+#[doc(hidden)]
+pub mod bare;
 mod changelog;
 mod client;
 mod lane;

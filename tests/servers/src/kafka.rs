@@ -61,7 +61,8 @@ impl Kafka {
         Self::start_with(1, "")
     }
 
-    /// A cluster of this many brokers, with further lines for `server.properties`.
+    /// A cluster of this many brokers, with further lines for `server.properties`, in which `{port}` and `{controller}`
+    /// stand for the ports of each broker.
     ///
     /// # Errors
     /// As [`Kafka::start`].
@@ -162,6 +163,7 @@ impl Kafka {
         let home = self.home(broker);
         std::fs::create_dir_all(&home)?;
         let Node { port, controller, .. } = self.nodes[broker];
+        let further = further.replace("{port}", &port.to_string()).replace("{controller}", &controller.to_string());
         let voters = self.nodes.iter().zip(1..).map(|(node, id)| format!("{id}@127.0.0.1:{}", node.controller));
         let (replicas, id) = (self.nodes.len().min(3), broker + 1);
         let properties = format!(

@@ -120,8 +120,7 @@ impl Group {
         let wake = Arc::new(Notify::new());
         let waker = Arc::clone(&wake);
         consumer.set_nonempty_callback(move || waker.notify_one());
-        // Taken before anything is joined.
-        let metadata = consumer.group_metadata().ok_or_else(|| cluster.invalid("librdkafka knows of no group"))?;
+        let metadata = metadata_of_nobody(cluster, name)?;
         let consumer = Some(Arc::new(consumer));
         Ok(Self { cluster: Arc::clone(cluster), name: name.clone(), consumer, metadata, rebalanced, wake })
     }
@@ -186,6 +185,20 @@ impl Group {
         };
         Ok((KafkaMembership { told, seen: 0, ended, _leaving: leave.drop_guard() }, member))
     }
+}
+
+/// The group, told by a client that joins nothing and goes at once. (A client of the newer protocol names itself before
+/// it has joined, and would be checked.)
+fn metadata_of_nobody(cluster: &Cluster, group: &Label) -> Result<ConsumerGroupMetadata, BrokerError> {
+    let failed = |error: KafkaError| cluster.failed("make a consumer", &error);
+    let mut config = cluster.member(group.as_str());
+    for name in ["group.protocol", "group.remote.assignor", "group.instance.id"] {
+        config.remove(name);
+    }
+    let nobody: BaseConsumer<Context> = config.create_with_context(cluster.context()).map_err(failed)?;
+    let metadata = nobody.group_metadata();
+    super::drop_elsewhere(nobody);
+    metadata.ok_or_else(|| cluster.invalid("librdkafka knows of no group"))
 }
 
 fn committed(found: &TopicPartitionList, topic: &str, partition: i32) -> KafkaResult<Committed> {
@@ -287,8 +300,12 @@ impl Member {
                 None => break,
                 Some(Asked::Take(partitions)) => {
                     take(&member, &partitions)?;
+                    let before = self.share.len();
                     self.share.extend(self.named(&partitions));
-                    self.told(None);
+                    // A rebalance may leave all as it was; the first is told even if there is nothing for this host.
+                    if self.share.len() > before || self.tell.borrow().number == 0 {
+                        self.told(None);
+                    }
                 }
                 Some(Asked::GiveBack(partitions)) => {
                     let lost = member.assignment_lost();

@@ -27,9 +27,6 @@ use crate::plugin::{BuildOptions, build_crate};
 const TEXT: &str = "accuracy";
 /// The type it keeps.
 const KIND: &str = "model-ready";
-/// Payload of each event, in bytes.
-const DATA_BYTES: usize = 100;
-
 /// Options of `synapse bench`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -45,6 +42,12 @@ pub struct Args {
     /// The component of `plugins/filter-contains`; by default it is built from the checkout.
     #[arg(long)]
     filter: Option<PathBuf>,
+    /// Payload of each event, in bytes.
+    #[arg(long, default_value_t = 100)]
+    data_bytes: usize,
+    /// A Kafka to measure on, `host:port`; its topics `synapse-bench-…` are made and deleted.
+    #[arg(long, value_name = "BOOTSTRAP")]
+    kafka: Option<String>,
     /// Where the embedded log of the measurement lies; by default the system's temporary directory.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -60,6 +63,8 @@ enum Part {
     Embedded,
     /// The same on a Redis started for it, against loops over raw bytes and with the redis crate.
     Redis,
+    /// The same on the Kafka that `--kafka` names, against a loop over librdkafka alone.
+    Kafka,
 }
 
 /// Measures and prints.
@@ -79,8 +84,14 @@ pub fn run(args: &Args, runtime: &tokio::runtime::Runtime, out: &mut Output) -> 
             &runtime.block_on(stage::measure(&*plugin, args.rounds))?,
         )?;
     }
-    let bench =
-        pipelines::Bench { runtime, plugins: Arc::new(plugins), component, events: args.events, rounds: args.rounds };
+    let bench = pipelines::Bench {
+        runtime,
+        plugins: Arc::new(plugins),
+        component,
+        events: args.events,
+        rounds: args.rounds,
+        data_bytes: args.data_bytes,
+    };
     if wanted(Part::Memory) {
         print(out, "memory → memory, one lane", "events/s", &bench.memory()?)?;
     }
@@ -96,6 +107,15 @@ pub fn run(args: &Args, runtime: &tokio::runtime::Runtime, out: &mut Output) -> 
             }
             Err(error) if !named => out.note(format!("redis is left out: {error:#}"))?,
             Err(error) => return Err(error),
+        }
+    }
+    if wanted(Part::Kafka) {
+        match &args.kafka {
+            Some(bootstrap) => {
+                print(out, "kafka → kafka, one partition", "events/s", &bench.kafka(bootstrap)?)?;
+            }
+            None if !args.only.contains(&Part::Kafka) => out.note("kafka is left out: name one with --kafka")?,
+            None => anyhow::bail!("name a Kafka to measure on with --kafka, for example --kafka 127.0.0.1:9092"),
         }
     }
     Ok(())
@@ -116,7 +136,7 @@ fn component(args: &Args) -> anyhow::Result<PathBuf> {
 }
 
 /// Events of the kind that the budgets speak of.
-fn events(count: usize) -> Vec<Event> {
+fn events(count: usize, data_bytes: usize) -> Vec<Event> {
     let event = |n: usize| {
         let data = format!(r#"{{"model": "m-{n}", "stage": "training on many files", "{TEXT}": 0.9"#);
         Event {
@@ -125,15 +145,15 @@ fn events(count: usize) -> Vec<Event> {
             kind: KIND.to_owned(),
             partition_key: Some(format!("k{}", n % 1000)),
             content_type: Some("text/plain".to_owned()),
-            data: format!("{data:DATA_BYTES$}").into_bytes(),
+            data: format!("{data:data_bytes$}").into_bytes(),
             ..Event::default()
         }
     };
     (0..count).map(event).collect()
 }
 
-fn batch(count: usize) -> Batch {
-    events(count).iter().collect()
+fn batch(count: usize, data_bytes: usize) -> Batch {
+    events(count, data_bytes).iter().collect()
 }
 
 /// What one arm came to, round by round.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use synapse_brokers::embedded::EmbeddedLog;
+use synapse_brokers::kafka::{KafkaBroker, KafkaOptions, bare};
 use synapse_brokers::memory::MemoryBroker;
 use synapse_brokers::redis::{RedisBroker, RedisOptions};
 use synapse_core::broker::{BatchLimit, Broker, Brokers, Output};
@@ -28,6 +29,7 @@ pub(super) struct Bench<'a> {
     pub(super) component: PathBuf,
     pub(super) events: usize,
     pub(super) rounds: usize,
+    pub(super) data_bytes: usize,
 }
 
 impl Bench<'_> {
@@ -72,6 +74,48 @@ impl Bench<'_> {
         Ok(arms.into())
     }
 
+    /// Against librdkafka alone; both promises, since one costs more than the other.
+    pub(super) fn kafka(&self, bootstrap: &str) -> anyhow::Result<Vec<Arm>> {
+        let run = crate::host::now().as_micros();
+        let topic = |what: &str| format!("synapse-bench-{run}-{what}");
+        let open = |exactly_once| -> anyhow::Result<Arc<dyn Broker>> {
+            let _entered = self.runtime.enter();
+            let options = KafkaOptions { exactly_once, ..KafkaOptions::new(bootstrap) };
+            Ok(Arc::new(KafkaBroker::new(name(), options)?))
+        };
+        let (exactly, at_least) = (open(true)?, open(false)?);
+        let last = self.fill_topics(exactly.as_ref(), &path(&topic("in")), &path(&topic("out")))?;
+        let filled = self.events.div_ceil(ROWS) * ROWS;
+        let bare = |what: String, exactly_once| {
+            let (from, to, group) = (topic("in"), topic("out"), topic(&what));
+            bare::copy(bootstrap, [&from, &to, &group], filled, exactly_once)
+        };
+        let through = |broker, what: String| {
+            let start = Instant::now();
+            let spec = self.spec(&topic(&what), true, &[path(&topic("in")), path(&topic("out"))]);
+            self.while_running(broker, spec, |handle| async move {
+                until(&handle, last).await?;
+                Ok(filled as f64 / start.elapsed().as_secs_f64())
+            })
+        };
+        let names = [
+            "librdkafka alone, at-least-once",
+            "librdkafka alone again (A/A)",
+            "pipeline with the filter, at-least-once",
+            "librdkafka alone, exactly-once",
+            "pipeline with the filter, exactly-once",
+        ];
+        let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
+        for round in 0..self.rounds {
+            arms[0].rounds.push(bare(format!("bare-{round}"), false)?);
+            arms[2].rounds.push(through(&at_least, format!("at-least-{round}"))?);
+            arms[3].rounds.push(bare(format!("bare-exactly-{round}"), true)?);
+            arms[4].rounds.push(through(&exactly, format!("exactly-{round}"))?);
+            arms[1].rounds.push(bare(format!("again-{round}"), false)?);
+        }
+        Ok(arms.into())
+    }
+
     /// Microseconds from publishing to reading, without and with a pipeline in between.
     pub(super) fn latency(&self, server: &Server) -> anyhow::Result<Vec<Arm>> {
         let options = RedisOptions::new(server.url());
@@ -83,7 +127,7 @@ impl Bench<'_> {
             "with the filter in between, p99",
         ];
         let mut arms = names.map(|name| Arm { name, rounds: Vec::new() });
-        let template = super::events(1).remove(0);
+        let template = super::events(1, self.data_bytes).remove(0);
         for round in 0..self.rounds {
             let near = path(&format!("near-{round}"));
             let near = self.runtime.block_on(latency::measure(&broker, &near, &near, &template))?;
@@ -112,7 +156,11 @@ impl Bench<'_> {
 
     /// Publishes the input and answers with the place of its last event.
     fn fill(&self, broker: &dyn Broker) -> anyhow::Result<Offset> {
-        let events = Arc::new(batch(ROWS));
+        self.fill_topics(broker, &path("in"), &path("out"))
+    }
+
+    fn fill_topics(&self, broker: &dyn Broker, from: &TopicPath, to: &TopicPath) -> anyhow::Result<Offset> {
+        let events = Arc::new(batch(ROWS, self.data_bytes));
         let mut last = None;
         self.runtime.block_on(async {
             // What comes out is not looked at: only its end is kept.
@@ -120,9 +168,9 @@ impl Bench<'_> {
                 retention: Retention { events: Some(50_000), ..Retention::default() },
                 ..TopicSpec::default()
             };
-            broker.ensure_topic(&path("out").topic, &kept).await?;
+            broker.ensure_topic(&to.topic, &kept).await?;
             for _ in 0..self.events.div_ceil(ROWS) {
-                let output = Output { topic: path("in"), encoding: Encoding::default(), events: Arc::clone(&events) };
+                let output = Output { topic: from.clone(), encoding: Encoding::default(), events: Arc::clone(&events) };
                 last = broker.publish(&output).await?.last().map(|(_, offset)| *offset);
             }
             anyhow::Ok(())

@@ -12,11 +12,13 @@ use synapse_core::topic::Label;
 use super::{Arm, KIND, TEXT, batch};
 
 const ROWS: usize = 256;
+/// Payload of each event, in bytes.
+const DATA_BYTES: usize = 100;
 const BATCHES: usize = 400;
 
 /// Nanoseconds an event.
 pub(super) async fn measure(plugin: &dyn Plugin, rounds: usize) -> anyhow::Result<Vec<Arm>> {
-    let batch = batch(ROWS);
+    let batch = batch(ROWS, DATA_BYTES);
     let finder = Finder::new(TEXT);
     let mut lane = stage(plugin, InstanceMode::Lane).await?;
     let mut fresh = stage(plugin, InstanceMode::Batch).await?;

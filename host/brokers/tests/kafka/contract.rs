@@ -1,18 +1,12 @@
-//! The Kafka broker against a real Kafka.
+//! The promises that every broker keeps.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use synapse_brokers::contract::{DurableHarness, Harness};
-use synapse_brokers::kafka::{KafkaBroker, KafkaOptions};
 use synapse_core::Broker;
-use synapse_test_servers::kafka::Kafka;
 
-/// As host `one`, or another.
-fn broker(host: &str) -> KafkaBroker {
-    let options = KafkaOptions { host_id: host.to_owned(), ..KafkaOptions::new(Kafka::shared().bootstrap()) };
-    KafkaBroker::new("kafka".parse().unwrap(), options).unwrap()
-}
+use crate::support::broker;
 
 struct Cluster;
 

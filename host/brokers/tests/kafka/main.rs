@@ -1,0 +1,7 @@
+//! The Kafka broker against a real Kafka.
+
+mod contract;
+mod groups;
+mod records;
+mod security;
+mod support;
