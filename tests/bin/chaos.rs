@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use synapse_tests::chaos::{self, Case, Observed, Plan};
+use synapse_tests::host::workspace;
 
 /// Runs faults under load, and compares what was observed with what is promised.
 #[derive(Parser)]
@@ -43,6 +44,7 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let plan = Plan { seed: options.seed, events: options.events, events_per_second: options.rate };
+    let circumstances = circumstances(&plan)?;
     let mut rows: Vec<(&Case, Result<Observed>)> = Vec::new();
     for case in &cases {
         let observed = chaos::run(case, &plan);
@@ -53,7 +55,7 @@ fn main() -> Result<ExitCode> {
         rows.push((case, observed));
     }
     let kept = rows.iter().all(|(_, observed)| observed.as_ref().is_ok_and(|observed| observed.breaks.is_empty()));
-    let text = format!("{}\n\n{}", circumstances(&plan)?, chaos::markdown(&rows));
+    let text = format!("{circumstances}\n\n{}", chaos::markdown(&rows));
     match &options.write {
         Some(path) => {
             let page = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -79,9 +81,11 @@ fn circumstances(plan: &Plan) -> Result<String> {
     let commit = first_line("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_else(|_| "unknown".to_owned());
     let redis = first_line("redis-server", &["--version"])?;
     let redis = redis.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("unknown");
+    let pom = std::fs::read_to_string(workspace().join("tests/servers/kafka/pom.xml"))?;
+    let kafka = pom.split("<version>").nth(1).and_then(|rest| rest.split('<').next()).unwrap_or("unknown");
     Ok(format!(
-        "Run on {date} with Synapse {} at commit {commit} (development build), redis-server {redis}, seed {seed}: at least {events} \
-         events a case at {events_per_second} events a second.",
+        "Run on {date} with Synapse {} at commit {commit} (development build), redis-server {redis}, Apache Kafka {kafka}, \
+         seed {seed}: at least {events} events a case, {events_per_second} a second.",
         env!("CARGO_PKG_VERSION")
     ))
 }

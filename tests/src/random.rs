@@ -41,9 +41,10 @@ mod tests {
 
     #[test]
     fn a_seed_repeats() {
-        let mut random = Random::new(7);
+        // As published with the algorithm.
+        let mut random = Random::new(1_234_567);
         let first = [random.number(), random.number()];
-        assert_eq!(first, [7_191_089_600_892_374_487, 10_939_801_142_672_069_036]);
+        assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
         assert!((0..1000).all(|_| (3..5).contains(&random.within(3..5))));
     }
 }

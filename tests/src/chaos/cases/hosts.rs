@@ -58,6 +58,16 @@ pub(super) const CASES: &[Case] = &[
         scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").fault(kill_again_and_again)),
     },
     Case {
+        name: "host-killed-kafka-at-least-once",
+        route: "kafka → same kafka, `delivery = \"at-least-once\"`",
+        what: "the host is killed (kill -9) again and again",
+        promise: Promise::AT_LEAST_ONCE,
+        scene: || {
+            let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"\ndelivery = \"at-least-once\"");
+            Ok(scene.fault(kill_again_and_again))
+        },
+    },
+    Case {
         name: "host-killed-kafka-to-redis",
         route: "kafka → redis",
         what: "the host is killed (kill -9) again and again",
@@ -108,6 +118,17 @@ pub(super) const CASES: &[Case] = &[
         scene: || {
             let server = RedisServer::start()?;
             let scene = Scene::redis(&server)?.broker("lease = \"1s\"").partitions(4).hosts(3);
+            Ok(scene.fault(keeping(server, join_and_leave)))
+        },
+    },
+    Case {
+        name: "hosts-come-and-go-redis-group",
+        route: "redis → same redis, as a group, up to three hosts",
+        what: "hosts join and leave every two seconds, some without a word (kill -9)",
+        promise: Promise::EXACTLY_ONCE_UNORDERED,
+        scene: || {
+            let server = RedisServer::start()?;
+            let scene = Scene::redis(&server)?.broker("lease = \"1s\"").pipeline("read = \"group\"").hosts(3);
             Ok(scene.fault(keeping(server, join_and_leave)))
         },
     },
