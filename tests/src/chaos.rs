@@ -6,6 +6,7 @@
 //! here knows what a fault is; a case knows nothing of counting.
 
 mod cases;
+mod scene;
 mod table;
 mod watch;
 mod world;
@@ -20,8 +21,9 @@ use crate::checker::{Account, Finding, Promise};
 use crate::random::Random;
 
 pub use cases::all;
+pub use scene::Scene;
 pub use table::{markdown, replace_between_markers};
-pub use world::{Scene, World};
+pub use world::World;
 
 /// How long the sink must stay as it is before it is read for the last time: a fenced host may still try to write.
 const QUIET: Duration = Duration::from_millis(300);

@@ -29,10 +29,7 @@ pub(super) const CASES: &[Case] = &[
             let clock = Clock::new()?;
             let server = RedisServer::start()?;
             let scene = under(Scene::redis(&server)?, &clock);
-            Ok(scene.fault(move |world| {
-                let _ = &server;
-                move_about(world, &clock)
-            }))
+            Ok(scene.keep(server).fault(move |world| move_about(world, &clock)))
         },
     },
     Case {

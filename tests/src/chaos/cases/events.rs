@@ -25,11 +25,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let server = RedisServer::start()?;
-            let scene = poisoned(Scene::redis(&server)?);
-            Ok(scene.fault(move |world| {
-                let _ = &server;
-                kill_twice(world)
-            }))
+            Ok(poisoned(Scene::redis(&server)?).keep(server).fault(kill_twice))
         },
     },
     Case {

@@ -25,7 +25,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let server = RedisServer::start()?;
-            Ok(Scene::redis(&server)?.fault(keeping(server, kill_again_and_again)))
+            Ok(Scene::redis(&server)?.keep(server).fault(kill_again_and_again))
         },
     },
     Case {
@@ -37,7 +37,7 @@ pub(super) const CASES: &[Case] = &[
             let server = RedisServer::start()?;
             let url = format!("unix://{}", server.socket().display());
             let scene = Scene::redis_at(&url, server.client()?).pipeline("read = \"group\"");
-            Ok(scene.fault(keeping(server, kill_again_and_again)))
+            Ok(scene.keep(server).fault(kill_again_and_again))
         },
     },
     Case {
@@ -47,7 +47,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::AT_LEAST_ONCE,
         scene: || {
             let server = RedisServer::start()?;
-            Ok(Scene::redis(&server)?.to_embedded().fault(keeping(server, kill_again_and_again)))
+            Ok(Scene::redis(&server)?.to_embedded().keep(server).fault(kill_again_and_again))
         },
     },
     Case {
@@ -75,7 +75,7 @@ pub(super) const CASES: &[Case] = &[
         scene: || {
             let sink = RedisServer::start()?;
             let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").to_redis(&sink)?;
-            Ok(scene.fault(keeping(sink, kill_again_and_again)))
+            Ok(scene.keep(sink).fault(kill_again_and_again))
         },
     },
     Case {
@@ -86,7 +86,7 @@ pub(super) const CASES: &[Case] = &[
         scene: || {
             let source = RedisServer::start()?;
             let scene = Scene::redis(&source)?.to_kafka(Kafka::shared());
-            Ok(scene.fault(keeping(source, kill_again_and_again)))
+            Ok(scene.keep(source).fault(kill_again_and_again))
         },
     },
     Case {
@@ -97,7 +97,7 @@ pub(super) const CASES: &[Case] = &[
         scene: || {
             let server = RedisServer::start()?;
             let scene = Scene::redis(&server)?.broker("lease = \"1s\"").hosts(2);
-            Ok(scene.fault(keeping(server, freeze_one_after_the_other)))
+            Ok(scene.keep(server).fault(freeze_one_after_the_other))
         },
     },
     Case {
@@ -118,7 +118,7 @@ pub(super) const CASES: &[Case] = &[
         scene: || {
             let server = RedisServer::start()?;
             let scene = Scene::redis(&server)?.broker("lease = \"1s\"").partitions(4).hosts(3);
-            Ok(scene.fault(keeping(server, join_and_leave)))
+            Ok(scene.keep(server).fault(join_and_leave))
         },
     },
     Case {
@@ -129,7 +129,7 @@ pub(super) const CASES: &[Case] = &[
         scene: || {
             let server = RedisServer::start()?;
             let scene = Scene::redis(&server)?.broker("lease = \"1s\"").pipeline("read = \"group\"").hosts(3);
-            Ok(scene.fault(keeping(server, join_and_leave)))
+            Ok(scene.keep(server).fault(join_and_leave))
         },
     },
     Case {
@@ -140,14 +140,6 @@ pub(super) const CASES: &[Case] = &[
         scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(3).fault(join_and_leave)),
     },
 ];
-
-/// The fault, with a server that lives as long as it.
-fn keeping(server: RedisServer, fault: fn(&mut World) -> Result<()>) -> impl FnMut(&mut World) -> Result<()> {
-    move |world| {
-        let _ = &server;
-        fault(world)
-    }
-}
 
 fn kill_again_and_again(world: &mut World) -> Result<()> {
     for _ in 0..world.rounds() {

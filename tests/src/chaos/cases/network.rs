@@ -96,10 +96,7 @@ fn redis(fault: Fault) -> Result<Scene> {
     let server = RedisServer::start_with(settings)?;
     let scene = Scene::redis(&server)?.broker("lease = \"2s\"");
     let link = Link { network, port: server.port() };
-    Ok(scene.fault(move |world| {
-        let _ = &server;
-        fault(world, &link)
-    }))
+    Ok(scene.keep(server).fault(move |world| fault(world, &link)))
 }
 
 /// Everything in one network, since Kafka tells its clients an address of its own.
@@ -108,10 +105,8 @@ fn kafka(fault: Fault) -> Result<Scene> {
     network.enter()?;
     let cluster = Kafka::start()?;
     let link = Link { network, port: cluster.port(0) };
-    Ok(Scene::kafka(&cluster).broker("lease = \"2s\"").fault(move |world| {
-        let _ = &cluster;
-        fault(world, &link)
-    }))
+    let scene = Scene::kafka(&cluster).broker("lease = \"2s\"");
+    Ok(scene.keep(cluster).fault(move |world| fault(world, &link)))
 }
 
 fn reset_again_and_again(world: &mut World, link: &Link) -> Result<()> {

@@ -47,8 +47,7 @@ fn refused_for_a_while(
 ) -> Result<Scene> {
     let (source, sink) = (RedisServer::start()?, RedisServer::start()?);
     let scene = Scene::redis(&source)?.to_redis(&sink)?;
-    Ok(scene.fault(move |world| {
-        let _ = &source;
+    Ok(scene.keep(source).fault(move |world| {
         sink.ask::<()>(begin)?;
         world.wait(1000..2500);
         sink.ask::<()>(end)?;
