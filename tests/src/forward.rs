@@ -116,3 +116,35 @@ fn copy(shared: &Shared, mut from: TcpStream, mut to: TcpStream) {
         let _ = side.shutdown(Shutdown::Both);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that greets everyone with one byte.
+    fn greeter(greeting: u8) -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let _ = client.write_all(&[greeting]);
+            }
+        });
+        port
+    }
+
+    fn greeted(forwarder: &Forwarder) -> u8 {
+        let mut greeting = [0];
+        TcpStream::connect((Ipv4Addr::LOCALHOST, forwarder.port())).unwrap().read_exact(&mut greeting).unwrap();
+        greeting[0]
+    }
+
+    #[test]
+    fn it_leads_elsewhere_once_it_is_told() {
+        let (first, second) = (greeter(1), greeter(2));
+        let forwarder = Forwarder::to(first).unwrap();
+        assert_eq!(greeted(&forwarder), 1);
+        forwarder.point_at(second);
+        assert_eq!(greeted(&forwarder), 2);
+    }
+}
