@@ -2,13 +2,14 @@
 //!
 //! A function panics if the promise is broken. Topics and pipelines get names that nobody used before, so promises may
 //! share a server and run side by side. [`keeps_contract!`](crate::keeps_contract) makes each promise a test of its
-//! own; brokers whose events outlive the process add [`survives_restart!`](crate::survives_restart). Nothing here
-//! knows which broker it is talking to.
+//! own; brokers whose events outlive the process add [`survives_restart!`](crate::survives_restart), those that several
+//! hosts may use add [`shares_work!`](crate::shares_work). Nothing here knows which broker it is talking to.
 #![expect(clippy::unwrap_used, reason = "these are tests, shared by several crates' test runs")]
 
 pub mod lanes;
 pub mod reading;
 pub mod restart;
+pub mod sharing;
 pub mod topics;
 
 use std::fmt;
@@ -33,6 +34,18 @@ pub trait Harness: Send + Sync {
     async fn peer(&self, of: &Arc<dyn Broker>) -> Arc<dyn Broker> {
         Arc::clone(of)
     }
+
+    /// Whether the number of entries that a lane has still to read counts events only.
+    fn lag_is_exact(&self) -> bool {
+        true
+    }
+}
+
+/// An implementation that several hosts may use at once.
+#[async_trait]
+pub trait SharedHarness: Harness {
+    /// The same store as another host of this name uses it, at the same time.
+    async fn host(&self, name: &str) -> Arc<dyn Broker>;
 }
 
 /// An implementation whose events outlive the process.
@@ -52,6 +65,7 @@ macro_rules! keeps_contract {
             topics: [
                 ensure_topic_may_be_repeated
                 partitions_are_added_but_never_taken_away
+                a_topic_of_one_partition_grows_or_stays_as_it_was
                 topics_are_listed_by_name
                 topic_info_tells_what_is_kept
                 publish_creates_the_topic
@@ -92,6 +106,11 @@ macro_rules! keeps_contract {
                 partitions_have_cursors_of_their_own
                 an_unknown_lane_is_refused
             ]
+            sharing: [
+                a_host_alone_works_on_every_partition
+                new_partitions_are_told
+                places_tell_what_is_committed_and_what_is_left
+            ]
         );
     };
     (@tests $harness:expr; $($module:ident: [$($promise:ident)*])*) => {
@@ -113,6 +132,19 @@ macro_rules! survives_restart {
                 a_restart_keeps_topics_and_events
                 a_restart_keeps_cursors_and_boundaries
                 a_restart_fences_nobody_out
+            ]
+        );
+    };
+}
+
+/// As [`keeps_contract!`](crate::keeps_contract), for the promises of a [`SharedHarness`].
+#[macro_export]
+macro_rules! shares_work {
+    ($harness:expr) => {
+        $crate::keeps_contract!(@tests $harness;
+            sharing: [
+                hosts_share_the_partitions_evenly
+                others_go_on_where_a_leaver_stopped
             ]
         );
     };

@@ -9,7 +9,7 @@
 //! Events are written in CloudEvents' binary mode; a key goes to the partition that Kafka's own clients would choose.
 //! This module must not know the engine or other brokers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,9 @@ use crate::rows::key_of;
 use changelog::Changelog;
 use client::Cluster;
 use member::{Group, Groups};
-use publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition};
+use publish::{
+    Deliveries, Offsets, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native,
+};
 use reader::Readers;
 use topics::Topics;
 
@@ -52,6 +54,10 @@ const SERVE_EVERY: Duration = Duration::from_millis(200);
 const DELIVERIES_WAIT: Duration = Duration::from_millis(100);
 /// Shortest time that a host that died may be missed for.
 const LEASE_MIN: Duration = Duration::from_secs(1);
+
+/// Why outputs and position do not become durable in one step, where the configuration wants it so.
+pub const DELIVERS_AT_LEAST_ONCE: &str =
+    "its `delivery` is \"at-least-once\": outputs are written first, then the position";
 
 /// Where a Kafka cluster is and how it is used.
 #[derive(Clone)]
@@ -173,56 +179,74 @@ impl Shared {
         self.groups.get(&self.topics.cluster, pipeline)
     }
 
-    /// See [`Broker::publish`].
-    async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
-        self.check_own(&output.topic)?;
-        let topic = &output.topic.topic;
-        let partitions = self.topics.made(topic).await?;
-        let doing = format!("publish to topic `{topic}`");
-        let failed = |error| self.topics.cluster.failed(&doing, &error);
-        let (deliveries, begun, timeout) = (Deliveries::new(), Instant::now(), self.topics.cluster.timeout);
-        let mut rows = Vec::with_capacity(output.events.len());
-        for event in output.events.events() {
-            let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
-            rows.push(partition);
-            loop {
-                match Outgoing::Event(event)
-                    .send(&self.publisher, topic.as_str(), partition, &deliveries)
-                    .map_err(failed)?
-                {
-                    Sent::Yes => break,
-                    _ if begun.elapsed() > 3 * timeout => {
-                        return Err(self.topics.cluster.refused(
-                            &doing,
-                            RDKafkaErrorCode::TimedOutQueue,
-                            "it took too long",
-                        ));
-                    }
-                    Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
-                    Sent::Unknown => {
-                        let (publisher, topic) = (Arc::clone(&self.publisher), topic.to_string());
-                        let asked = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &topic, timeout));
-                        // It is tried again in any case.
-                        let _ = asked.await;
-                    }
+    /// Publishes, in order; returns once all is durable, with the position of each row of each output.
+    async fn publish(&self, outputs: &[Output]) -> Result<Vec<Vec<(u32, Offset)>>, BrokerError> {
+        let deadline = Instant::now() + 3 * self.topics.cluster.timeout;
+        let mut all = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            self.check_own(&output.topic)?;
+            let topic = &output.topic.topic;
+            let (partitions, deliveries) = (self.topics.made(topic).await?, Deliveries::placed());
+            let mut rows = Vec::with_capacity(output.events.len());
+            for event in output.events.events() {
+                let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
+                rows.push(partition);
+                self.send(topic, partition, Outgoing::Event(event), &deliveries, deadline).await?;
+            }
+            all.push((topic, rows, deliveries));
+        }
+        let mut positions = Vec::with_capacity(all.len());
+        for (topic, rows, deliveries) in all {
+            let offsets = deliveries.finish().await;
+            let doing = || format!("publish to topic `{topic}`");
+            let offsets = offsets.map_err(|error| self.topics.cluster.failed(&doing(), &error))?;
+            self.topics.added(topic, rows.len()).await;
+            let placed = placed(&rows, offsets);
+            positions.push(placed.ok_or_else(|| {
+                self.topics.cluster.invalid(format_args!("could not {}: the server named no offsets", doing()))
+            })?);
+        }
+        Ok(positions)
+    }
+
+    async fn send(
+        &self,
+        topic: &TopicName,
+        partition: u32,
+        record: Outgoing<'_>,
+        deliveries: &Arc<Deliveries>,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let doing = || format!("publish to topic `{topic}`");
+        loop {
+            let sent = record.send(&self.publisher, topic.as_str(), partition, deliveries);
+            match sent.map_err(|error| self.topics.cluster.failed(&doing(), &error))? {
+                Sent::Yes => return Ok(()),
+                _ if Instant::now() > deadline => {
+                    let code = RDKafkaErrorCode::TimedOutQueue;
+                    return Err(self.topics.cluster.refused(&doing(), code, "it took too long"));
+                }
+                Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
+                Sent::Unknown => {
+                    let (publisher, name) = (Arc::clone(&self.publisher), topic.to_string());
+                    let timeout = self.topics.cluster.timeout;
+                    let asked = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &name, timeout));
+                    // It is tried again in any case.
+                    let _ = asked.await;
                 }
             }
         }
-        let offsets = deliveries.finish().await.map_err(failed)?;
-        self.topics.added(topic, output.events.len()).await;
-        // Within a partition records are told of in the order in which they were sent.
-        let mut offsets: BTreeMap<u32, _> = offsets
-            .into_iter()
-            .filter_map(|(partition, offsets)| Some((u32::try_from(partition).ok()?, offsets.into_iter())))
-            .collect();
-        let mut place = |partition: u32| {
-            let offset = offsets.get_mut(&partition)?.next()?;
-            Some((partition, Offset::Number(u64::try_from(offset).ok()?)))
-        };
-        let positions: Option<Vec<_>> = rows.into_iter().map(&mut place).collect();
-        positions
-            .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
     }
+}
+
+/// The place of each row, by its partition: within one, records are told of in the order in which they were sent.
+fn placed(rows: &[u32], offsets: Offsets) -> Option<Vec<(u32, Offset)>> {
+    let mut offsets: HashMap<_, _> = offsets.into_iter().map(|(at, offsets)| (at, offsets.into_iter())).collect();
+    let place = |&partition: &u32| {
+        let offset = offsets.get_mut(&native(partition))?.next()?;
+        Some((partition, Offset::Number(u64::try_from(offset).ok()?)))
+    };
+    rows.iter().map(place).collect()
 }
 
 #[async_trait]
@@ -233,6 +257,15 @@ impl Broker for KafkaBroker {
 
     fn commits_atomically(&self) -> bool {
         self.shared.exactly_once
+    }
+
+    fn commits_apart(&self) -> Option<&'static str> {
+        (!self.shared.exactly_once).then_some(DELIVERS_AT_LEAST_ONCE)
+    }
+
+    /// A transaction is several round trips and marks in every partition, however much it holds.
+    fn batches_per_commit_max(&self) -> usize {
+        64
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
@@ -252,7 +285,8 @@ impl Broker for KafkaBroker {
     }
 
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
-        self.shared.publish(output).await
+        let mut positions = self.shared.publish(std::slice::from_ref(output)).await?;
+        Ok(positions.pop().unwrap_or_default())
     }
 
     async fn read(&self, topic: &TopicName, partition: u32, from: ReadFrom) -> Result<Box<dyn Source>, BrokerError> {

@@ -5,7 +5,8 @@
 //! `appendfsync always` what was acknowledged survives a power loss, with `everysec` up to about a second of it may not,
 //! and a failover may lose what the replica had not got yet.
 //!
-//! One node; no cluster, no TLS. This module must not know the engine or other brokers.
+//! In a cluster, a lane's transaction writes what lies in the slot of its stream; outputs in other slots are written right
+//! before it, so they may come again after a crash. No TLS. This module must not know the engine or other brokers.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -22,10 +23,11 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::alone::{self, Alone};
 use crate::clock::{Clock, system_clock};
 use control::Control;
+use members::Member;
 use node::Node;
+use nodes::Nodes;
 use publish::Publisher;
 use resp::EntryId;
 use retention::Retainer;
@@ -35,9 +37,13 @@ use topics::{Layout, Topics};
 mod command;
 mod control;
 mod group;
+mod growth;
 mod lane;
+mod members;
 mod node;
+mod nodes;
 mod page;
+mod places;
 mod publish;
 mod resp;
 mod retention;
@@ -48,11 +54,24 @@ mod wire;
 /// Shortest lease: it is renewed three times in its life, each time within a round trip.
 const LEASE_MIN: Duration = Duration::from_millis(100);
 
+/// Why a lane's outputs and its cursor do not become durable in one step in a cluster.
+pub const CLUSTER_COMMITS_APART: &str =
+    "in a Redis Cluster outputs may lie in other slots than the position, and no transaction spans slots";
+
+/// Where a Redis is.
+#[derive(Clone)]
+pub enum Servers {
+    /// One node, at `redis://[user:password@]host:port/db` or `unix:///path.sock?db=0`.
+    One(String),
+    /// A cluster, of which these nodes are asked for the others: `redis://[user:password@]host:port`.
+    Cluster(Vec<String>),
+}
+
 /// Where a Redis is and how it is used.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// `redis://[user:password@]host:port/db` or `unix:///path.sock?db=0`.
-    pub url: String,
+    /// Where it is.
+    pub servers: Servers,
     /// Names this host among all that share the Redis; it must stay the same over restarts, and two running processes
     /// must not share it. 1 to 64 of a-z, A-Z, 0-9, `-`, `_`, `.`.
     pub host_id: String,
@@ -65,13 +84,18 @@ pub struct RedisOptions {
 }
 
 impl RedisOptions {
-    /// A Redis at `url`; the host is named by its network name, a lease lasts 15 s, an answer may take 10 s.
+    /// One node at `url`; the host is named by its network name, a lease lasts 15 s, an answer may take 10 s.
     pub fn new(url: impl Into<String>) -> Self {
+        Self::at(Servers::One(url.into()))
+    }
+
+    /// As [`RedisOptions::new`], wherever it is.
+    pub fn at(servers: Servers) -> Self {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let valid = |byte: char| byte.is_ascii_alphanumeric() || matches!(byte, '-' | '_' | '.');
         let name: String = name.chars().take(64).map(|byte| if valid(byte) { byte } else { '-' }).collect();
         Self {
-            url: url.into(),
+            servers,
             host_id: if name.is_empty() { "host".to_owned() } else { name },
             lease: Duration::from_secs(15),
             timeout: Duration::from_secs(10),
@@ -84,14 +108,16 @@ impl RedisOptions {
 #[derive(Clone)]
 pub struct RedisBroker {
     shared: Arc<Shared>,
-    publisher: Publisher,
     _stopping: Arc<DropGuard>,
 }
 
 /// What lanes, sources and tasks share.
 struct Shared {
+    /// For errors that are no node's own.
     node: Arc<Node>,
+    nodes: Arc<Nodes>,
     control: Control,
+    publisher: Publisher,
     /// Set once the server was found to keep what it is given.
     checked: OnceCell<()>,
     topics: Topics,
@@ -122,7 +148,11 @@ impl RedisBroker {
     /// # Errors
     /// `Invalid`: options that cannot be.
     pub fn new(name: BrokerName, options: RedisOptions) -> Result<Self, BrokerError> {
-        let node = Arc::new(Node::new(name, &options.url, options.timeout)?);
+        let nodes = Arc::new(match &options.servers {
+            Servers::One(url) => Nodes::one(name, url, options.timeout)?,
+            Servers::Cluster(urls) => Nodes::cluster(&name, urls, options.timeout)?,
+        });
+        let node = Arc::clone(nodes.any());
         if options.host_id.parse::<synapse_core::topic::Label>().is_err() {
             return Err(node.invalid(format_args!(
                 "the host id `{}` is not 1 to 64 of a-z, A-Z, 0-9, `-`, `_`, `.`; choose another one",
@@ -133,9 +163,8 @@ impl RedisBroker {
             let lease = options.lease;
             return Err(node.invalid(format_args!("a lease of {lease:?} is too short; {LEASE_MIN:?} is the least")));
         }
-        let control = Control::new(&node)?;
+        let control = Control::new(&nodes)?;
         let stop = CancellationToken::new();
-        let (publisher, requests) = Publisher::new();
         let shared = Arc::new(Shared {
             topics: Topics::new(control.clone()),
             retention: Retainer::default(),
@@ -145,33 +174,42 @@ impl RedisBroker {
             kept: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
-            node: Arc::clone(&node),
+            node,
+            nodes,
             control,
+            publisher: Publisher::default(),
             checked: OnceCell::new(),
         });
-        shared.tasks.spawn(publish::run(node, requests, stop.clone()));
         shared.tasks.spawn({
             let shared = Arc::clone(&shared);
             async move { shared.retention.run(&shared.control, &shared.stop).await }
         });
-        Ok(Self { shared, publisher, _stopping: Arc::new(stop.drop_guard()) })
+        Ok(Self { shared, _stopping: Arc::new(stop.drop_guard()) })
     }
 }
 
 /// A server that evicts keys would forget streams, cursors and leases.
 async fn refuse_eviction(control: &Control) -> Result<(), BrokerError> {
-    let info = control.ask("read the server's memory policy", &[b"INFO", b"memory"]).await?.text().unwrap_or_default();
+    for node in control.nodes.masters().await? {
+        refuse_eviction_at(control, &node).await?;
+    }
+    Ok(())
+}
+
+async fn refuse_eviction_at(control: &Control, node: &Node) -> Result<(), BrokerError> {
+    let info = control.ask_at(node, "read the server's memory policy", &[b"INFO", b"memory"]).await?;
+    let info = info.text().unwrap_or_default();
     let value = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let (policy, limit) = (value("maxmemory_policy").unwrap_or("noeviction"), value("maxmemory").unwrap_or("0"));
     if limit == "0" || policy == "noeviction" {
         return Ok(());
     }
-    Err(control.node.error(
+    Err(node.error(
         BrokerErrorKind::Refused,
         format_args!(
             "could not start on {}: its maxmemory-policy is `{policy}`, which deletes streams when memory runs out; \
              set it to noeviction",
-            control.node.address
+            node.address
         ),
     ))
 }
@@ -226,7 +264,11 @@ impl Broker for RedisBroker {
     }
 
     fn commits_atomically(&self) -> bool {
-        true
+        !self.shared.nodes.is_cluster()
+    }
+
+    fn commits_apart(&self) -> Option<&'static str> {
+        self.shared.nodes.is_cluster().then_some(CLUSTER_COMMITS_APART)
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
@@ -246,7 +288,7 @@ impl Broker for RedisBroker {
     }
 
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
-        self.publisher.publish(&self.shared, output).await
+        self.shared.publisher.publish(&self.shared, output).await
     }
 
     async fn read(&self, topic: &TopicName, partition: u32, from: ReadFrom) -> Result<Box<dyn Source>, BrokerError> {
@@ -260,13 +302,11 @@ impl Broker for RedisBroker {
     }
 
     async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
-        Ok(Box::new(Alone::new(self.clone(), share)))
+        Ok(Box::new(Member::join(&self.shared, share)))
     }
 
     async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
-        let lanes = alone::lanes(self, share).await?;
-        let place = |lane: LaneKey| LanePlace { partition: lane.partition, owner: None, committed: None, lag: None };
-        Ok(lanes.into_iter().map(place).collect())
+        places::places(&self.shared, share).await
     }
 
     async fn open_lane(&self, lane: &LaneSpec) -> Result<OpenLane, BrokerError> {
@@ -279,7 +319,9 @@ impl Broker for RedisBroker {
     }
 
     async fn health(&self) -> Result<(), BrokerError> {
-        self.shared.control.ask("see whether it is there", &[b"PING"]).await?;
+        for node in self.shared.nodes.masters().await? {
+            self.shared.control.ask_at(&node, "see whether it is there", &[b"PING"]).await?;
+        }
         self.shared.check_server().await
     }
 

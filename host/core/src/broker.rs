@@ -25,6 +25,16 @@ pub trait Broker: Send + Sync {
     /// Whether [`Committer::commit`] makes outputs on this same broker and the cursor durable in one step.
     fn commits_atomically(&self) -> bool;
 
+    /// Why they do not become durable in one step, for operators; `None` if they do.
+    fn commits_apart(&self) -> Option<&'static str> {
+        (!self.commits_atomically()).then_some("it cannot commit outputs and cursor together")
+    }
+
+    /// How many batches of a lane one commit takes at most: more where a commit costs much whatever its size.
+    fn batches_per_commit_max(&self) -> usize {
+        8
+    }
+
     /// Makes sure a topic exists with at least these partitions and this retention; changes nothing else. Partitions
     /// are never taken away.
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError>;

@@ -228,15 +228,16 @@ pub struct Guarantee {
 }
 
 impl PipelineSpec {
-    /// The promise and the reason for it. `commits` tells which brokers make outputs and cursor durable at once.
-    pub fn guarantee(&self, commits_atomically: impl Fn(&BrokerName) -> bool) -> Guarantee {
+    /// The promise and the reason for it. `commits_apart` tells why a broker does not make outputs and cursor durable at
+    /// once, if it does not.
+    pub fn guarantee(&self, commits_apart: impl Fn(&BrokerName) -> Option<&'static str>) -> Guarantee {
         let at_least = |why: String| Guarantee { exactly_once: false, why };
         let home = &self.from[0].broker;
         if let Some(other) = self.from.iter().find(|topic| topic.broker != *home) {
             return at_least(format!("it reads from two brokers, `{home}` and `{}`", other.broker));
         }
-        if !commits_atomically(home) {
-            return at_least(format!("broker `{home}` cannot commit outputs and cursor together"));
+        if let Some(why) = commits_apart(home) {
+            return at_least(format!("outputs are written to broker `{home}` first, then the position: {why}"));
         }
         let sinks = self.to.iter().map(|sink| (&sink.topic.broker, "sink"));
         let routes = self.stages.iter().flat_map(|stage| &stage.routes).map(|route| (&route.broker, "route"));

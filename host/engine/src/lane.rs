@@ -75,7 +75,8 @@ pub(crate) async fn run(
     mut wishes: mpsc::Receiver<Wish>,
     status: watch::Sender<LaneStatus>,
 ) {
-    let (machine, first) = Machine::start(Bounds::default(), means.seed);
+    let bounds = Bounds { ready_max: means.home.batches_per_commit_max(), ..Bounds::default() };
+    let (machine, first) = Machine::start(bounds, means.seed);
     let mut driver = Driver {
         means: Arc::new(means),
         machine,

@@ -9,7 +9,7 @@ use anyhow::Context;
 use synapse_brokers::embedded::{self, EmbeddedLog};
 use synapse_brokers::kafka::{KafkaBroker, KafkaOptions};
 use synapse_brokers::memory::MemoryBroker;
-use synapse_brokers::redis::{RedisBroker, RedisOptions};
+use synapse_brokers::redis::{RedisBroker, RedisOptions, Servers};
 use synapse_core::Broker;
 use synapse_core::topic::BrokerName;
 
@@ -31,6 +31,11 @@ pub async fn open(name: &BrokerName, spec: &BrokerSpec, data: &Path) -> anyhow::
         }
         BrokerSpec::Redis { url, lease } => {
             let options = RedisOptions { lease: *lease, host_id: host_id(data)?, ..RedisOptions::new(url.expose()) };
+            Arc::new(RedisBroker::new(name.clone(), options)?)
+        }
+        BrokerSpec::RedisCluster { nodes, lease } => {
+            let servers = Servers::Cluster(nodes.iter().map(|node| node.expose().to_owned()).collect());
+            let options = RedisOptions { lease: *lease, host_id: host_id(data)?, ..RedisOptions::at(servers) };
             Arc::new(RedisBroker::new(name.clone(), options)?)
         }
         BrokerSpec::Kafka { bootstrap, lease, exactly_once, client } => {

@@ -16,15 +16,33 @@ pub async fn ensure_topic_may_be_repeated(harness: &dyn Harness) {
 /// A topic grows when more partitions are asked for, and keeps them when fewer are.
 pub async fn partitions_are_added_but_never_taken_away(harness: &dyn Harness) {
     let broker = harness.broker().await;
-    let name = topic(&*broker, 1).await;
-    publish(&*broker, &name, &events(0..3)).await;
+    let name = topic(&*broker, 2).await;
+    publish(&*broker, &name, &[event(0, "N14228"), event(1, "N14228")]).await;
     assert_eq!(broker.ensure_topic(&name, &spec(3)).await.unwrap().partitions.len(), 3);
     let fewer = broker.ensure_topic(&name, &spec(2)).await.unwrap();
     assert_eq!(fewer.partitions.len(), 3);
-    assert_eq!(fewer.partitions[0].events, 3);
+    assert_eq!(fewer.partitions[0].events, 2);
     let positions = publish(&*broker, &name, &[event(0, "N14228"), event(1, "N14229")]).await;
     assert_eq!(positions[0].0, broker.partition_of(b"N14228", 3));
     assert_eq!(positions[1].0, broker.partition_of(b"N14229", 3));
+}
+
+/// A topic of one partition gets more and keeps its events in the first; or it is refused and stays as it was.
+pub async fn a_topic_of_one_partition_grows_or_stays_as_it_was(harness: &dyn Harness) {
+    let broker = harness.broker().await;
+    let name = topic(&*broker, 1).await;
+    publish_ids(&*broker, &name, 0..3).await;
+    let partitions = match broker.ensure_topic(&name, &spec(3)).await {
+        Ok(info) => info.partitions.len(),
+        Err(error) => {
+            assert_eq!(error.kind, BrokerErrorKind::Invalid, "{error}");
+            1
+        }
+    };
+    let info = broker.topic(&name).await.unwrap().unwrap();
+    assert_eq!((info.partitions.len(), info.partitions[0].events), (partitions, 3));
+    let mut source = broker.read(&name, 0, ReadFrom::Earliest).await.unwrap();
+    assert_eq!(next_ids(&mut *source, 3).await, ids(0..3));
 }
 
 /// Topics are found in the list, sorted, and by name; others are not there.

@@ -58,7 +58,9 @@ pub fn copy(bootstrap: &str, [from, to, group]: [&str; 3], records: usize, exact
         done += count;
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(from, 0, Offset::Offset(next))?;
-        producer.flush(PATIENCE)?;
+        while producer.in_flight_count() > 0 {
+            producer.poll(Duration::from_millis(1));
+        }
         if exactly_once {
             producer.send_offsets_to_transaction(&offsets, &metadata, PATIENCE)?;
             producer.commit_transaction(PATIENCE)?;

@@ -27,7 +27,9 @@ use synapse_core::{BrokerError, Committer, Effects, Offset, Output, Timestamp, T
 use tokio::time::Instant;
 
 use super::member::{Committed, Group};
-use super::publish::{Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native};
+use super::publish::{
+    DELIVERIES_LOOK, Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native,
+};
 use super::reader::number;
 use super::{Shared, drop_elsewhere};
 use crate::rows::key_of;
@@ -208,7 +210,7 @@ fn send(
     boundary: Option<&(TopicName, Vec<u8>, Vec<u8>)>,
     deadline: Instant,
 ) -> KafkaResult<()> {
-    let deliveries = Deliveries::new();
+    let deliveries = Deliveries::counted();
     let put = |record: Outgoing<'_>, topic: &TopicName, partition: u32| {
         loop {
             match record.send(producer, topic.as_str(), partition, &deliveries)? {
@@ -230,7 +232,13 @@ fn send(
     if let Some((topic, key, value)) = boundary {
         put(Outgoing::Plain { key, value }, topic, 0)?;
     }
-    producer.flush(left(deadline))?;
+    // The crate's own `flush` looks every tenth of a second only.
+    while producer.in_flight_count() > 0 {
+        if Instant::now() > deadline {
+            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+        }
+        producer.poll(DELIVERIES_LOOK);
+    }
     deliveries.result().map(drop)
 }
 
@@ -256,9 +264,7 @@ impl Committer for LaneCommitter {
             return Ok(());
         }
         if !shared.exactly_once {
-            for output in effects.outputs.iter() {
-                shared.publish(output).await?;
-            }
+            shared.publish(&effects.outputs).await?;
             outputs.clear();
         }
         let note = format!("{HOST}{}", shared.topics.cluster.host);

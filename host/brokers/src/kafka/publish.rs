@@ -18,28 +18,40 @@ use tokio::sync::Notify;
 
 use super::client::Context;
 
+/// How long one look for deliveries takes.
+pub(super) const DELIVERIES_LOOK: Duration = Duration::from_millis(1);
 /// How long a producer's queue is given to make room.
 pub(super) const ROOM_WAIT: Duration = Duration::from_millis(5);
 
-/// What becomes of records that were sent together.
+/// Where records lie, by partition.
+pub(super) type Offsets = HashMap<i32, Vec<i64>>;
+
+/// What becomes of records that were sent together, to one topic if their places are wanted.
 #[derive(Default)]
 pub(super) struct Deliveries {
     /// Not told of yet; the sender holds one until it has sent all.
     open: AtomicUsize,
     done: Notify,
+    wants_offsets: bool,
     told: Mutex<Told>,
 }
 
 #[derive(Default)]
 struct Told {
     /// By partition, in the order in which they were sent.
-    offsets: HashMap<i32, Vec<i64>>,
+    offsets: Offsets,
     error: Option<KafkaError>,
 }
 
 impl Deliveries {
-    pub(super) fn new() -> Arc<Self> {
+    /// Only counts.
+    pub(super) fn counted() -> Arc<Self> {
         Arc::new(Self { open: AtomicUsize::new(1), ..Self::default() })
+    }
+
+    /// Notes down where records lie, too.
+    pub(super) fn placed() -> Arc<Self> {
+        Arc::new(Self { open: AtomicUsize::new(1), wants_offsets: true, ..Self::default() })
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -56,14 +68,14 @@ impl Deliveries {
     ///
     /// # Errors
     /// What became of the first that failed; others may be durable.
-    pub(super) async fn finish(&self) -> Result<HashMap<i32, Vec<i64>>, KafkaError> {
+    pub(super) async fn finish(&self) -> Result<Offsets, KafkaError> {
         self.close();
         self.done.notified().await;
         self.result()
     }
 
     /// As [`Deliveries::finish`], once the producer was flushed.
-    pub(super) fn result(&self) -> Result<HashMap<i32, Vec<i64>>, KafkaError> {
+    pub(super) fn result(&self) -> Result<Offsets, KafkaError> {
         let mut told = self.told();
         match told.error.take() {
             Some(error) => Err(error),
@@ -91,7 +103,10 @@ impl ProducerContext for ProducerSide {
 
     fn delivery(&self, result: &DeliveryResult<'_>, deliveries: Arc<Deliveries>) {
         match result {
-            Ok(record) => deliveries.told().offsets.entry(record.partition()).or_default().push(record.offset()),
+            Ok(record) if deliveries.wants_offsets => {
+                deliveries.told().offsets.entry(record.partition()).or_default().push(record.offset());
+            }
+            Ok(_) => {}
             Err((error, _)) => {
                 deliveries.told().error.get_or_insert_with(|| error.clone());
             }

@@ -82,10 +82,10 @@ impl GroupSource {
         stream: &str,
         alive: Arc<AtomicBool>,
     ) -> Result<Self, BrokerError> {
-        let keys = LaneKeys::new(&lane.key);
+        let keys = LaneKeys::of(&lane.key, stream);
         let consumer = consumer(&shared.host, &keys);
         let mut source = Self {
-            wire: Wire::open(&shared.node).await?,
+            wire: Wire::open(&shared.nodes.owner_now(stream).await?).await?,
             shared: Arc::clone(shared),
             lane: lane.key.clone(),
             doing: format!("read the stream `{stream}` as `{consumer}`"),
@@ -352,7 +352,7 @@ fn consumer(host: &str, keys: &LaneKeys) -> String {
 }
 
 /// The host of a consumer of ours.
-fn host_of<'n>(consumer: &'n str, keys: &LaneKeys) -> Option<&'n str> {
+pub(super) fn host_of<'n>(consumer: &'n str, keys: &LaneKeys) -> Option<&'n str> {
     consumer.strip_suffix(keys.name.as_str())?.strip_suffix(':')
 }
 

@@ -14,9 +14,15 @@
 //!   The other effects then stay, and the commit says so and ends the pipeline.
 //! - the group was destroyed, so that its cursor cannot be moved: the cursor is written into a hash of ours in the same
 //!   transaction, too, and the group is made again from it, now or, after a crash, when the lane is opened.
-//! - the stream itself is gone, or has another name since its topic got partitions: the group is told the cursor under the
-//!   new name, and the lane has to be opened again. A lane looks its stream's name up before it commits, so this takes
-//!   someone who renames it within a second.
+//! - the stream itself is gone: the lane has to be opened again, at the cursor in that hash. When a topic gets partitions
+//!   its streams and leases take other names together, so that the fence stops whoever works under the old ones.
+//!
+//! # In a cluster
+//! The keys of a lane lie in the slot of its stream, with those of all partitions of the same number. Outputs in other
+//! slots are written first, after a look at the lease: whoever lost it between that look and the transaction has written
+//! outputs that come again. A slot that moves, and a master that fails, end the connection or refuse the transaction;
+//! then the lane is opened again, where the slot is by then. A failover may lose what the replica had not got yet, the
+//! lease and the cursor among it: then entries are read again, by one host or, until the older one tries to commit, two.
 //!
 //! The cursor is the group's `last-delivered-id` while the group exists, so that other tools see and can move it.
 
@@ -28,7 +34,7 @@ use async_trait::async_trait;
 use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, Reading};
 use synapse_core::spec::{ReadFrom, ReadMode, Start};
 use synapse_core::topic::partition_of;
-use synapse_core::{BrokerError, Committer, Effects, Output};
+use synapse_core::{BrokerError, Committer, Effects, Output, TopicName};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -36,6 +42,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::Shared;
 use super::command::{command, command_with_ids, xadd};
 use super::group::GroupSource;
+use super::nodes;
+use super::places::owner_of;
+use super::publish::encode;
 use super::resp::{EntryId, Reply, Scanner};
 use super::stream::{added_upto, entry_id};
 use super::topics::{Layout, PREFIX, StreamInfo, offset};
@@ -49,26 +58,39 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How long a lane that is closed tries to give its lease back.
 const RELEASE_WITHIN: Duration = Duration::from_secs(1);
 
-/// The keys of a lane. The braces keep them in one slot of a cluster.
+/// The keys of a lane. What is in their braces keeps them in the slot of the lane's stream.
 pub(super) struct LaneKeys {
     /// `pipeline/topic/partition`.
     pub(super) name: String,
+    /// `{stream}:pipeline/topic/partition`, where of the stream's name only its own braces count, if it has any.
+    placed: String,
     /// A hash: `cursor`, `boundary`, and what readers of a group note down.
     pub(super) state: String,
     pub(super) boundaries: String,
 }
 
 impl LaneKeys {
-    pub(super) fn new(lane: &LaneKey) -> Self {
-        let name = format!("{}/{}/{}", lane.pipeline, lane.partition.topic.topic, lane.partition.partition);
-        Self { state: format!("{PREFIX}lane:{{{name}}}"), boundaries: format!("{PREFIX}boundaries:{{{name}}}"), name }
+    /// The keys of a pipeline's lane on a partition whose stream this is.
+    pub(super) fn new(pipeline: &str, topic: &TopicName, partition: u32, stream: &str) -> Self {
+        let name = format!("{pipeline}/{topic}/{partition}");
+        let placed = format!("{{{}}}:{name}", nodes::tag(stream));
+        Self {
+            state: format!("{PREFIX}lane:{placed}"),
+            boundaries: format!("{PREFIX}boundaries:{placed}"),
+            name,
+            placed,
+        }
+    }
+
+    pub(super) fn of(lane: &LaneKey, stream: &str) -> Self {
+        Self::new(lane.pipeline.as_str(), &lane.partition.topic.topic, lane.partition.partition, stream)
     }
 
     /// Where an owner of the lane holds its lease: one owner reads by cursor, one of each host by group.
     pub(super) fn lease(&self, read: ReadMode, host: &str) -> String {
         match read {
-            ReadMode::Cursor => format!("{PREFIX}lease:{{{}}}", self.name),
-            ReadMode::Group => format!("{PREFIX}lease:{{{}}}:{host}", self.name),
+            ReadMode::Cursor => format!("{PREFIX}lease:{}", self.placed),
+            ReadMode::Group => format!("{PREFIX}lease:{}:{host}", self.placed),
         }
     }
 }
@@ -80,15 +102,16 @@ impl LaneKeys {
 pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLane, BrokerError> {
     let at = &spec.key.partition;
     shared.check_own(&at.topic)?;
-    let layout = shared.topics.layout(&at.topic.topic).await?;
+    // Under a name that it had a moment ago the stream would be made anew.
+    let layout = shared.topics.layout_now(&at.topic.topic).await?;
     // A stream that vanished under a lane is made again; one that never was is a mistake.
     if !layout.exists && !shared.kept().contains_key(&spec.key) {
         return Err(shared.no_topic(&at.topic.topic));
     }
     let stream = shared.stream_of(&at.topic.topic, &layout, at.partition)?;
-    let keys = LaneKeys::new(&spec.key);
+    let keys = LaneKeys::of(&spec.key, stream);
     let lease = keys.lease(spec.read, &shared.host);
-    let mut wire = Wire::open(&shared.node).await?;
+    let mut wire = Wire::open(&shared.nodes.owner_now(stream).await?).await?;
     let token = format!("{} {}", shared.host, shared.token());
     take_lease(&mut wire, shared, &spec.key, &lease, &token).await?;
     let place = find_place(&mut wire, shared, spec, &keys, stream).await?;
@@ -141,7 +164,7 @@ async fn take_lease(
             replies.push(shared.node.checked(&doing, reply)?);
         }
         if let Some(owner) = replies[1].text() {
-            let host = owner.split(' ').next().unwrap_or_default();
+            let host = owner_of(&owner);
             if host != shared.host {
                 let left = Duration::from_millis(replies[2].count().unwrap_or_default());
                 return Err(shared.node.error(
@@ -385,7 +408,10 @@ impl Lane {
         }
         // Until it is told otherwise: a commit that is dropped half way leaves replies behind.
         self.health = Health::Broken;
-        let done = self.transact(effects, &covered, &layouts).await;
+        let done = match self.write_elsewhere(effects, &layouts).await {
+            Ok(()) => self.transact(effects, &covered, &layouts).await,
+            Err(error) => Err(error),
+        };
         match &done {
             // Being armed again may have told that the lease is gone; then this commit was the last.
             Ok(()) if self.health == Health::Broken => self.health = Health::Fine,
@@ -417,16 +443,23 @@ impl Lane {
         )
     }
 
-    /// What was committed while the stream got another name is told to the group under that name.
-    async fn follow_stream(&mut self) -> Result<(), BrokerError> {
-        let at = &self.key.partition;
-        let layout = self.shared.topics.ask(&at.topic.topic).await?;
-        let Some(stream) = layout.keys.get(at.partition as usize).filter(|stream| **stream != self.stream) else {
+    /// Outputs that lie in other slots of a cluster cannot be in the transaction, so they are written before it: what it
+    /// says is done with has its outputs. An owner that was fenced off writes none.
+    async fn write_elsewhere(&mut self, effects: &Effects, layouts: &[Arc<Layout>]) -> Result<(), BrokerError> {
+        if !self.shared.nodes.is_cluster() {
             return Ok(());
-        };
-        let (group, cursor) = (self.key.pipeline.as_str().as_bytes(), self.cursor.to_string());
-        let arguments: &[&[u8]] = &[b"XGROUP", b"SETID", stream.as_bytes(), group, cursor.as_bytes()];
-        self.shared.control.ask(&self.doing, arguments).await.map(drop)
+        }
+        let elsewhere = |stream: &str| !self.shared.nodes.together(stream, &self.stream);
+        let outputs = effects.outputs.iter().zip(layouts);
+        let parts: Vec<_> = outputs.flat_map(|(output, layout)| encode(output, layout, true, elsewhere)).collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let holder = self.wire.ask(&self.doing, &[b"GET", self.lease.as_bytes()]).await?;
+        if holder.bytes() != Some(self.token.as_bytes()) {
+            return Err(self.fenced());
+        }
+        self.shared.publisher.write(&self.shared, &parts).await.map(drop)
     }
 
     async fn transact(
@@ -463,10 +496,7 @@ impl Lane {
         match moved {
             Moved::Yes => {}
             Moved::NoGroup => self.make_group().await?,
-            Moved::NoStream => {
-                self.follow_stream().await?;
-                return Err(self.stream_is_gone());
-            }
+            Moved::NoStream => return Err(self.stream_is_gone()),
         }
         for (output, layout) in effects.outputs.iter().zip(layouts) {
             if self.shared.retention.added(&output.topic.topic, layout, output.events.len()) {
@@ -476,19 +506,22 @@ impl Lane {
         Ok(())
     }
 
-    /// Writes `XADD`s; what is written is sent while the rest is encoded.
+    /// Writes the `XADD`s of the transaction; what is written is sent while the rest is encoded.
     async fn queue_output(&mut self, sent: &mut Sent, output: &Output, layout: &Layout) -> Result<(), BrokerError> {
         for event in output.events.events() {
             let key = &layout.keys[match layout.partitions() {
                 1 => 0,
                 many => partition_of(key_of(event).as_bytes(), many) as usize,
             }];
+            if !self.shared.nodes.together(key, &self.stream) {
+                continue;
+            }
+            sent.queued += 1;
             xadd(&mut self.wire.outbox, key, event, output.encoding);
             if self.wire.outbox.len() >= SEND_BYTES {
                 self.wire.send(&self.doing).await?;
             }
         }
-        sent.queued += output.events.len();
         sent.outputs.push((sent.queued, output.topic.to_string()));
         Ok(())
     }
@@ -668,8 +701,11 @@ async fn keep(lane: Arc<Mutex<Lane>>, closing: CancellationToken, every: Duratio
 
 /// Every boundary of a lane, oldest first.
 pub(super) async fn boundaries(shared: &Shared, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
-    let keys = LaneKeys::new(lane);
     let doing = format!("read the boundaries of lane `{lane}`");
+    let at = &lane.partition;
+    let layout = shared.topics.layout(&at.topic.topic).await?;
+    let Some(stream) = layout.keys.get(at.partition as usize) else { return Ok(Vec::new()) };
+    let keys = LaneKeys::of(lane, stream);
     let reply = shared.control.ask(&doing, &[b"XRANGE", keys.boundaries.as_bytes(), b"-", b"+"]).await?;
     let stored = reply.elements().iter().filter_map(|entry| entry.elements().get(1)?.field("boundary")?.bytes());
     stored

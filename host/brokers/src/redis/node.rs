@@ -22,6 +22,8 @@ pub(super) struct Node {
     pub(super) address: String,
     /// How long a connection or an answer may take.
     pub(super) timeout: Duration,
+    /// Whether others share the keys with it.
+    clustered: bool,
 }
 
 impl Node {
@@ -52,7 +54,33 @@ impl Node {
             ConnectionAddr::Unix(path) => path.display().to_string(),
             other => return Err(invalid(format!("the address {other} is of a kind that is not supported"))),
         };
-        Ok(Self { broker, info, address, timeout })
+        Ok(Self { broker, info, address, timeout, clustered: false })
+    }
+
+    /// One of a cluster's nodes.
+    ///
+    /// # Errors
+    /// As [`Node::new`]; a cluster has no sockets and one database.
+    pub(super) fn of_cluster(broker: BrokerName, url: &str, timeout: Duration) -> Result<Self, BrokerError> {
+        let node = Self::new(broker, url, timeout)?;
+        if !matches!(node.info.addr(), ConnectionAddr::Tcp(..)) || node.info.redis_settings().db() != 0 {
+            let address = &node.address;
+            return Err(node.invalid(format_args!(
+                "{address} is no address of a cluster's node: write redis://[user:password@]host:port without a database"
+            )));
+        }
+        Ok(Self { clustered: true, ..node })
+    }
+
+    /// Another node of the same cluster, with the same login.
+    pub(super) fn at(&self, host: &str, port: u16) -> Self {
+        Self {
+            broker: self.broker.clone(),
+            info: self.info.clone().set_addr(ConnectionAddr::Tcp(host.to_owned(), port)),
+            address: format!("{host}:{port}"),
+            timeout: self.timeout,
+            clustered: self.clustered,
+        }
     }
 
     pub(super) fn error(&self, kind: BrokerErrorKind, message: impl fmt::Display) -> BrokerError {
@@ -97,7 +125,7 @@ impl Node {
     /// The server answered with an error.
     pub(super) fn refused(&self, doing: &str, line: &[u8]) -> BrokerError {
         let line = String::from_utf8_lossy(&line[..line.len().min(500)]);
-        let (kind, remedy) = meaning(&line);
+        let (kind, remedy) = meaning(&line, self.clustered);
         self.error(kind, format_args!("could not {doing}: Redis answered `{line}`; {remedy}"))
     }
 
@@ -111,7 +139,7 @@ impl Node {
 }
 
 /// What an error line of the server means, and what to do.
-fn meaning(line: &str) -> (BrokerErrorKind, &'static str) {
+fn meaning(line: &str, clustered: bool) -> (BrokerErrorKind, &'static str) {
     use BrokerErrorKind::{Full, Invalid, Refused, Unavailable};
     match line.split(' ').next().unwrap_or_default() {
         "LOADING" => (Unavailable, "it is still reading its files, and is tried again"),
@@ -123,7 +151,11 @@ fn meaning(line: &str) -> (BrokerErrorKind, &'static str) {
         "OOM" => (Full, "raise maxmemory, or keep less by retention"),
         "MISCONF" => (Full, "it cannot write its files: check its disk"),
         "WRONGTYPE" => (Invalid, "a key of that name holds something else than a stream: rename one of them"),
-        "MOVED" | "ASK" | "CROSSSLOT" => (Invalid, "it is a node of a cluster, which is not supported yet"),
+        "MOVED" | "ASK" if clustered => (Unavailable, "the slot moves to another node, where it is tried again"),
+        "MOVED" | "ASK" | "CROSSSLOT" => (Invalid, "it is a node of a cluster: write nodes = [...] instead of its url"),
+        "ERR" if clustered && line.contains("cluster support disabled") => {
+            (Invalid, "it is no node of a cluster: write its url instead of nodes")
+        }
         "ERR" if line.contains("max number of clients") => (Unavailable, "raise its maxclients"),
         "ERR" if line.contains("AUTH") || line.contains("invalid password") => {
             (Refused, "check user and password in its url")

@@ -18,8 +18,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::control::Control;
+use super::lane::LaneKeys;
 use super::resp::{EntryId, Reply};
-use super::topics::{Layout, PREFIX, StreamInfo};
+use super::topics::{Layout, StreamInfo};
 
 /// How many entries may be added before a topic is trimmed.
 const ADDS_MAX: u64 = 10_000;
@@ -103,7 +104,7 @@ impl Retainer {
 
     async fn trim(&self, control: &Control, full: bool) {
         for (topic, layout) in self.due(full) {
-            for (partition, key) in layout.keys.iter().enumerate() {
+            for (partition, key) in (0..).zip(&layout.keys) {
                 if let Err(error) = trim(control, &topic, partition, key, &layout.retention).await {
                     tracing::warn!(%topic, partition, %error, "old entries could not be trimmed");
                 }
@@ -116,12 +117,12 @@ impl Retainer {
 async fn trim(
     control: &Control,
     topic: &TopicName,
-    partition: usize,
-    key: &str,
+    partition: u32,
+    stream: &str,
     retention: &Retention,
 ) -> Result<(), BrokerError> {
-    let doing = format!("trim the stream `{key}`");
-    let key = key.as_bytes();
+    let doing = format!("trim the stream `{stream}`");
+    let key = stream.as_bytes();
     let asked = [
         vec![&b"XINFO"[..], b"STREAM", key],
         vec![&b"XINFO"[..], b"GROUPS", key],
@@ -131,7 +132,7 @@ async fn trim(
     let replies = control.ask_all(&doing, &asked).await?;
     let info = StreamInfo::read(&replies[0]).map_err(|line| control.node.refused(&doing, line))?;
     let Some(info) = info.filter(|info| info.length > 0) else { return Ok(()) };
-    let floor = floor(control, &doing, topic, partition, key, &info, replies[1].elements()).await?;
+    let floor = floor(control, &doing, topic, partition, stream, &info, replies[1].elements()).await?;
     let now_ms = replies[2].elements().first().and_then(Reply::count).unwrap_or_default().saturating_mul(1000);
 
     if let Some(age) = retention.age {
@@ -167,16 +168,17 @@ async fn floor(
     control: &Control,
     doing: &str,
     topic: &TopicName,
-    partition: usize,
-    key: &[u8],
+    partition: u32,
+    key: &str,
     info: &StreamInfo,
     groups: &[Reply],
 ) -> Result<EntryId, BrokerError> {
     let mut floor = info.last_generated.next();
     for group in groups {
         let Some(name) = group.field("name").and_then(Reply::text) else { continue };
-        let state = format!("{PREFIX}lane:{{{name}/{topic}/{partition}}}");
-        let asked = [vec![&b"EXISTS"[..], state.as_bytes()], vec![&b"XPENDING"[..], key, name.as_bytes()]];
+        let keys = LaneKeys::new(&name, topic, partition, key);
+        let asked =
+            [vec![&b"EXISTS"[..], keys.state.as_bytes()], vec![&b"XPENDING"[..], key.as_bytes(), name.as_bytes()]];
         let replies = control.ask_all(doing, &asked).await?;
         if replies[0].count() == Some(0) {
             continue;

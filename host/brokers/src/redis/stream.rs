@@ -90,7 +90,7 @@ impl StreamSource {
                 place
             }
         };
-        let wire = Wire::open(&control.node).await?;
+        let wire = Wire::open(&shared.nodes.owner_now(key).await?).await?;
         Ok(Self {
             wire,
             shared: Arc::clone(shared),

@@ -4,22 +4,25 @@
 //! streams `t:{0}` to `t:{n-1}`. Partitions and retention are written in one hash, `synapse:topics`, as JSON for each
 //! topic; a stream that is not written there is a topic of one partition without bounds.
 //!
-//! When a topic of one partition gets more, its stream is renamed to `t:{0}` with its groups. From then on what is
-//! added to `t` by hand is not read.
+//! When a topic of one partition gets more, its stream is renamed to `t:{0}` with its groups. What other hosts add to `t`
+//! until they know is moved; what is added to it by hand from then on is not read. In a cluster the partitions lie all over the nodes, those of one number in all
+//! topics together, and a topic with events cannot be renamed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use synapse_core::broker::{BrokerErrorKind, PartitionInfo, TopicInfo};
 use synapse_core::spec::{Retention, TopicSpec};
 use synapse_core::{BrokerError, Offset, TopicName};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::command::command;
 use super::control::Control;
+use super::growth;
+use super::node::Node;
 use super::resp::{EntryId, Reply};
 use super::wire::Wire;
 
@@ -53,13 +56,15 @@ pub(super) struct Layout {
     pub(super) retention: Retention,
     /// Whether the topic is written down or its stream is there.
     pub(super) exists: bool,
+    written_down: bool,
 }
 
 impl Layout {
-    fn new(topic: &TopicName, stored: Stored, exists: bool) -> Arc<Self> {
+    fn new(topic: &TopicName, written: Option<Stored>, exists: bool) -> Arc<Self> {
+        let stored = written.unwrap_or(Stored::NATIVE);
         let retention =
             Retention { age: stored.age_ms.map(Duration::from_millis), bytes: stored.bytes, events: stored.events };
-        Arc::new(Self { keys: keys(topic, stored.partitions), retention, exists })
+        Arc::new(Self { keys: keys(topic, stored.partitions), retention, exists, written_down: written.is_some() })
     }
 
     pub(super) fn partitions(&self) -> u32 {
@@ -67,11 +72,22 @@ impl Layout {
     }
 }
 
+/// The first partition of a topic that has several.
+fn first(topic: &TopicName) -> String {
+    format!("{topic}:{{0}}")
+}
+
 fn keys(topic: &TopicName, partitions: NonZeroU32) -> Vec<String> {
     match partitions.get() {
         1 => vec![topic.to_string()],
         many => (0..many).map(|index| format!("{topic}:{{{index}}}")).collect(),
     }
+}
+
+/// What writing a topic down did.
+struct Written {
+    /// Whether its stream has another name now.
+    renamed: bool,
 }
 
 impl Stored {
@@ -83,18 +99,21 @@ impl Stored {
     }
 }
 
-/// All topics of a node; what was asked lately is remembered, unless there was nothing.
+/// All topics; what was asked lately is remembered, unless there was nothing.
 pub(super) struct Topics {
     control: Control,
     remembered: Mutex<HashMap<TopicName, (Instant, Arc<Layout>)>>,
+    /// What this process made sure of: should the server forget it, it is written down again.
+    ensured: Mutex<HashMap<TopicName, TopicSpec>>,
 }
 
 impl Topics {
     pub(super) fn new(control: Control) -> Self {
-        Self { control, remembered: Mutex::default() }
+        Self { control, remembered: Mutex::default(), ensured: Mutex::default() }
     }
 
-    /// The streams of a topic, whether it exists or not.
+    /// The streams of a topic, whether it exists or not. One that this process made sure of and that the server forgot,
+    /// as after a `FLUSHALL`, is written down again: it has lanes and publishers that count on its partitions.
     ///
     /// # Errors
     /// `Invalid`: a key of that name holds something else than a stream. `Corrupt`: what is written of it is no JSON.
@@ -102,16 +121,29 @@ impl Topics {
         let remembered = self.remembered().get(topic).cloned();
         match remembered {
             Some((asked, layout)) if asked.elapsed() < FRESH => Ok(layout),
-            _ => self.ask(topic).await,
+            _ => self.layout_now(topic).await,
         }
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<TopicName, (Instant, Arc<Layout>)>> {
+    /// As [`Topics::layout`], as it is now.
+    pub(super) async fn layout_now(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
+        let layout = self.ask(topic).await?;
+        let ensured = self.ensured().get(topic).cloned();
+        let Some(spec) = ensured.filter(|_| !layout.written_down) else { return Ok(layout) };
+        tracing::warn!(%topic, partitions = spec.partitions, "the server forgot the topic, which is written down again");
+        self.write_down(topic, &spec).await?;
+        self.ask(topic).await
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<TopicName, (Instant, Arc<Layout>)>> {
         self.remembered.lock().expect("nothing panics while it holds this lock")
     }
 
-    /// As [`Topics::layout`], as it is now.
-    pub(super) async fn ask(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
+    fn ensured(&self) -> MutexGuard<'_, HashMap<TopicName, TopicSpec>> {
+        self.ensured.lock().expect("nothing panics while it holds this lock")
+    }
+
+    async fn ask(&self, topic: &TopicName) -> Result<Arc<Layout>, BrokerError> {
         let doing = format!("look topic `{topic}` up");
         if topic.as_str().starts_with(PREFIX) {
             return Err(self.control.node.invalid(format_args!(
@@ -127,7 +159,7 @@ impl Topics {
         for (key, reply) in keys.iter().zip(self.control.ask_all(&doing, &commands).await?) {
             exists |= self.is_stream(&doing, key, reply)?;
         }
-        let layout = Layout::new(topic, shape, exists);
+        let layout = Layout::new(topic, stored, exists);
         if !exists {
             // It may be made at any moment.
             return Ok(layout);
@@ -168,55 +200,71 @@ impl Topics {
     pub(super) async fn ensure(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
         // Checks the name and the types of its keys.
         self.ask(topic).await?;
-        let mut wire = Wire::open(&self.control.node).await?;
+        self.write_down(topic, spec).await?;
+        self.ensured().insert(topic.clone(), spec.clone());
+        let layout = self.ask(topic).await?;
+        self.info(topic, &layout).await
+    }
+
+    async fn write_down(&self, topic: &TopicName, spec: &TopicSpec) -> Result<(), BrokerError> {
+        let doing = format!("write topic `{topic}` down");
+        let mut wire = Wire::open(&self.control.nodes.owner_now(TOPICS_KEY).await?).await?;
         for _ in 0..CHANGES_MAX {
-            if self.try_ensure(&mut wire, topic, spec).await? {
-                self.remembered().remove(topic);
-                let layout = self.ask(topic).await?;
-                return self.info(topic, &layout).await;
+            let Some(written) = self.try_ensure(&mut wire, topic, spec, &doing).await? else { continue };
+            self.remembered().remove(topic);
+            if written.renamed {
+                sleep(2 * FRESH).await;
+                growth::sweep(&mut wire, topic, &first(topic), &doing).await?;
             }
+            return Ok(());
         }
         Err(self.control.node.error(
             BrokerErrorKind::Unavailable,
-            format_args!("could not write topic `{topic}` down: others changed topics {CHANGES_MAX} times meanwhile"),
+            format_args!("could not {doing}: others changed topics {CHANGES_MAX} times meanwhile"),
         ))
     }
 
-    /// Tells whether nobody came between.
-    async fn try_ensure(&self, wire: &mut Wire, topic: &TopicName, spec: &TopicSpec) -> Result<bool, BrokerError> {
-        let doing = format!("write topic `{topic}` down");
-        let (name, first) = (topic.as_str().as_bytes(), format!("{topic}:{{0}}"));
-        command(&mut wire.outbox, &[b"WATCH", TOPICS_KEY.as_bytes(), name]);
+    /// `None` if someone came between.
+    async fn try_ensure(
+        &self,
+        wire: &mut Wire,
+        topic: &TopicName,
+        spec: &TopicSpec,
+        doing: &str,
+    ) -> Result<Option<Written>, BrokerError> {
+        let name = topic.as_str().as_bytes();
+        command(&mut wire.outbox, &[b"WATCH", TOPICS_KEY.as_bytes()]);
         command(&mut wire.outbox, &[b"HGET", TOPICS_KEY.as_bytes(), name]);
-        command(&mut wire.outbox, &[b"EXISTS", name]);
-        let mut replies = Vec::new();
-        for reply in wire.exchange(&doing, 3).await? {
-            replies.push(self.control.node.checked(&doing, reply)?);
-        }
-        let known = self.parse(topic, &replies[1])?;
+        let replies = wire.exchange(doing, 2).await?;
+        self.control.node.checked(doing, replies[0].clone())?;
+        let known = self.parse(topic, &self.control.node.checked(doing, replies[1].clone())?)?;
         let partitions = known.map_or(spec.partitions, |known| known.partitions.max(spec.partitions));
         let stored = Stored::new(partitions, &spec.retention);
         if known == Some(stored) {
-            wire.ask(&doing, &[b"UNWATCH"]).await?;
-            return Ok(true);
+            wire.ask(doing, &[b"UNWATCH"]).await?;
+            return Ok(Some(Written { renamed: false }));
         }
+        let grows = known.is_none_or(|known| known.partitions.get() == 1) && partitions.get() > 1;
+        if grows && self.control.nodes.is_cluster() {
+            growth::check_empty(&self.control, topic, doing).await?;
+        }
+        let renames = grows && !self.control.nodes.is_cluster();
         let json = serde_json::to_vec(&stored).expect("numbers are JSON");
         command(&mut wire.outbox, &[b"MULTI"]);
         command(&mut wire.outbox, &[b"HSET", TOPICS_KEY.as_bytes(), name, &json]);
-        let was_one = known.is_none_or(|known| known.partitions.get() == 1);
-        let renames = was_one && partitions.get() > 1 && replies[2] == Reply::Integer(1);
         if renames {
-            command(&mut wire.outbox, &[b"RENAMENX", name, first.as_bytes()]);
+            command(&mut wire.outbox, &[b"EVAL", growth::RENAME, b"2", name, first(topic).as_bytes()]);
         }
         command(&mut wire.outbox, &[b"EXEC"]);
         let mut done = Reply::Null;
-        for reply in wire.exchange(&doing, 3 + usize::from(renames)).await? {
-            done = self.control.node.checked(&doing, reply)?;
+        for reply in wire.exchange(doing, 3 + usize::from(renames)).await? {
+            done = self.control.node.checked(doing, reply)?;
         }
         for reply in done.elements() {
-            self.control.node.checked(&doing, reply.clone())?;
+            self.control.node.checked(doing, reply.clone())?;
         }
-        Ok(done != Reply::Null)
+        let renamed = renames && done.elements().last().and_then(Reply::count) == Some(1);
+        Ok((done != Reply::Null).then_some(Written { renamed }))
     }
 
     /// One topic, if it exists.
@@ -258,12 +306,12 @@ impl Topics {
         for pair in written.elements().chunks_exact(2) {
             let Some(Ok(name)) = pair[0].text().map(|text| text.parse::<TopicName>()) else { continue };
             let Some(stored) = self.parse(&name, &pair[1])? else { continue };
-            shapes.insert(name, stored);
+            shapes.insert(name, Some(stored));
         }
         for key in self.streams().await? {
             // The partitions of larger topics have braces in their names, which no topic has.
             if let Ok(name) = key.parse::<TopicName>() {
-                shapes.entry(name).or_insert(Stored::NATIVE);
+                shapes.entry(name).or_insert(None);
             }
         }
         let mut infos = Vec::with_capacity(shapes.len());
@@ -277,17 +325,23 @@ impl Topics {
     async fn streams(&self) -> Result<BTreeSet<String>, BrokerError> {
         let doing = "list the streams";
         let mut keys = BTreeSet::new();
+        for node in self.control.nodes.masters().await? {
+            self.streams_at(&node, doing, &mut keys).await?;
+        }
+        Ok(keys)
+    }
+
+    async fn streams_at(&self, node: &Node, doing: &str, keys: &mut BTreeSet<String>) -> Result<(), BrokerError> {
         let mut cursor = b"0".to_vec();
         loop {
-            let page = self.control.ask(doing, &[b"SCAN", &cursor, b"COUNT", b"1000", b"TYPE", b"stream"]).await?;
-            let [next, found] = page.elements() else {
-                return Err(self.control.node.garbled(doing, "SCAN without a cursor"));
-            };
+            let scan: &[&[u8]] = &[b"SCAN", &cursor, b"COUNT", b"1000", b"TYPE", b"stream"];
+            let page = self.control.ask_at(node, doing, scan).await?;
+            let [next, found] = page.elements() else { return Err(node.garbled(doing, "SCAN without a cursor")) };
             let found = found.elements().iter().filter_map(|key| String::from_utf8(key.bytes()?.to_vec()).ok());
             keys.extend(found.filter(|key| !key.starts_with(PREFIX)));
             cursor = next.bytes().unwrap_or(b"0").to_vec();
             if cursor == b"0" {
-                return Ok(keys);
+                return Ok(());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use synapse_brokers::redis::Servers;
 use synapse_core::broker::BrokerErrorKind;
 use synapse_core::spec::{ReadFrom, ReadMode, Start};
 use synapse_core::{Broker, BrokerError, Source};
@@ -21,7 +22,7 @@ async fn nobody_there_is_unavailable() {
 #[tokio::test]
 async fn credentials_are_used_and_wrong_ones_refused() {
     let server = RedisServer::start_on_tcp(&["--requirepass", "secret"]);
-    let with = |url: String| server.try_broker(move |options| options.url = url);
+    let with = |url: String| server.try_broker(move |options| options.servers = Servers::One(url));
     let tcp = server.tcp_url();
     for url in [tcp.clone(), tcp.replace("//", "//:wrong@"), format!("{}?pass=wrong", server.unix_url())] {
         assert_kind(with(url).await, BrokerErrorKind::Refused, "check user, password and ACL rules");

@@ -1,8 +1,10 @@
 //! What other tools write, and what they find: native streams, every encoding in use, garbage.
 
-use synapse_core::broker::BrokerErrorKind;
+use std::time::Instant;
+
+use synapse_core::broker::{Boundary, BrokerErrorKind, Ending};
 use synapse_core::spec::{Encoding, ReadFrom, ReadMode, TopicSpec};
-use synapse_core::{Broker, Offset, Output};
+use synapse_core::{Broker, Effects, Offset, Output};
 
 use crate::support::{
     GLANCE, LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, path, poll,
@@ -104,16 +106,32 @@ async fn a_topic_that_grows_under_a_lane_has_it_opened_again() {
         let (mut committer, mut source) = open(&broker, &spec).await;
         next(&mut *source, 3).await;
         let out = format!("{name}-out");
-        committer.commit(&covering(&offsets[..1], vec![output(&out, 0..1)])).await.unwrap();
+        let boundary = Some(Boundary { from: offsets[0], stages: Vec::new() });
+        let effects = covering(&offsets[..1], vec![output(&out, 0..1)]);
+        committer.commit(&Effects { boundary, ..effects }).await.unwrap();
         let two = TopicSpec { partitions: 2.try_into().unwrap(), ..TopicSpec::default() };
-        if grows_here { &broker } else { &other }.ensure_topic(&topic, &two).await.unwrap();
-        let told = committer.commit(&covering(&offsets[1..2], vec![output(&out, 1..2)])).await;
-        assert_kind(told, BrokerErrorKind::Unavailable, "was renamed or deleted");
+        let grow = if grows_here { &broker } else { &other }.ensure_topic(&topic, &two);
+        let commit = async {
+            while server.cli(&["EXISTS", name]) == "1" {
+                tokio::task::yield_now().await;
+            }
+            committer.commit(&covering(&offsets[1..2], vec![output(&out, 1..2)])).await
+        };
+        let (grown, told) = tokio::join!(grow, commit);
+        assert_eq!(grown.unwrap().partitions.len(), 2);
+        assert_ne!(told.unwrap_err().kind.ending(), Ending::Stop);
         // Whoever waits for events is told, too.
-        let waited = source.poll(LIMIT, GLANCE).await;
+        let started = Instant::now();
+        let waited = loop {
+            match source.poll(LIMIT, GLANCE).await {
+                Ok(batch) => assert!(batch.is_empty() && started.elapsed() < PATIENCE, "{batch:?}"),
+                told => break told,
+            }
+        };
         assert_kind(waited, BrokerErrorKind::Unavailable, "has another name");
         drop((committer, source));
         assert_eq!(server.cli(&["EXISTS", name]), "0");
+        assert_eq!(broker.boundaries(&spec.key).await.unwrap().len(), 1, "what is known of the lane moves along");
 
         let (mut committer, mut source) = open(&broker, &spec).await;
         let done = all_ids(&broker, &out).await.len();
@@ -122,6 +140,39 @@ async fn a_topic_that_grows_under_a_lane_has_it_opened_again() {
         committer.commit(&covering(&offsets, vec![output(&out, done..3)])).await.unwrap();
         assert_eq!(all_ids(&broker, &out).await, ids(0..3));
     }
+}
+
+/// Another host goes on publishing and does not know for a moment: nothing that was acknowledged is passed over.
+#[tokio::test]
+async fn what_is_published_while_a_topic_grows_is_read() {
+    let server = RedisServer::start(&[]);
+    let (broker, other) = (server.broker().await, server.peer("other").await);
+    publish(&broker, "in", 0..1).await;
+    let topic = "in".parse().unwrap();
+    let three = TopicSpec { partitions: 3.try_into().unwrap(), ..TopicSpec::default() };
+    let mut published = 1;
+    let growing = async {
+        let grown = other.ensure_topic(&topic, &three).await.unwrap();
+        assert_eq!(grown.partitions.len(), 3);
+    };
+    tokio::pin!(growing);
+    let mut grown = false;
+    while !grown || published % 100 > 0 {
+        tokio::select! {
+            () = &mut growing, if !grown => grown = true,
+            _ = publish(&broker, "in", published..published + 1) => published += 1,
+        }
+    }
+    let mut read = Vec::new();
+    for partition in 0..3 {
+        let kept = broker.topic(&topic).await.unwrap().unwrap().partitions[partition as usize].events;
+        let mut source = broker.read(&topic, partition, ReadFrom::Earliest).await.unwrap();
+        read.extend(next(&mut *source, kept as usize).await.0);
+    }
+    read.sort_by_key(|id| id.parse::<usize>().unwrap());
+    read.dedup();
+    assert_eq!(read, ids(0..published));
+    assert_eq!(server.cli(&["EXISTS", "in"]), "0");
 }
 
 /// The cursor is the group's: who moves it moves the lane.

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use synapse_brokers::redis::RedisBroker;
-use synapse_core::broker::BrokerErrorKind;
-use synapse_core::spec::ReadMode;
+use synapse_core::broker::{BrokerErrorKind, Ending};
+use synapse_core::spec::{ReadMode, TopicSpec};
 use synapse_core::{Broker, Source};
 
 use crate::support::{
@@ -234,6 +234,39 @@ async fn a_destroyed_group_is_made_again_behind_the_last_commit() {
         }
     }
     assert_eq!(all_ids(&broker, "out").await, ids(0..6));
+}
+
+/// The leases take other names with the stream, so nobody takes the one whose lane was not opened again for dead.
+#[tokio::test]
+async fn a_topic_that_grows_robs_no_reader() {
+    let server = RedisServer::start(&[]);
+    let (one, two) = (server.broker().await, server.peer("two").await);
+    publish(&one, "in", 0..3).await;
+    let spec = lane("in", ReadMode::Group);
+    let (mut fenced, mut stale) = open(&one, &spec).await;
+    let (_, offsets, _) = next(&mut *stale, 3).await;
+    let more = TopicSpec { partitions: 2.try_into().unwrap(), ..TopicSpec::default() };
+    let topic = "in".parse().unwrap();
+    let meanwhile = async {
+        while server.cli(&["EXISTS", "in"]) == "1" {
+            tokio::task::yield_now().await;
+        }
+        let (_theirs, mut reader) = open(&two, &spec).await;
+        assert!(poll(&mut *reader, GLANCE).await.0.is_empty());
+        fenced.commit(&covering(&offsets, Vec::new())).await
+    };
+    let (grown, told) = tokio::join!(two.ensure_topic(&topic, &more), meanwhile);
+    assert_eq!(grown.unwrap().partitions.len(), 2);
+    assert_ne!(told.unwrap_err().kind.ending(), Ending::Stop);
+    let (mut committer, mut source) = open(&one, &spec).await;
+    assert_eq!(
+        server.cli(&["EXISTS", "in", "synapse:lane:{in}:pipe/in/0"]),
+        "0",
+        "nothing is made under the old names"
+    );
+    let (read, offsets, _) = next(&mut *source, 3).await;
+    assert_eq!(read, ids(0..3));
+    committer.commit(&covering(&offsets, Vec::new())).await.unwrap();
 }
 
 /// Two readers of one consumer would strand entries: the older one is cut off.

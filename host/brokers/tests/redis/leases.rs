@@ -10,7 +10,7 @@ use synapse_core::{Broker, Effects};
 use crate::support::{RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, publish};
 
 const LEASE: Duration = Duration::from_millis(500);
-const LEASE_KEY: &str = "synapse:lease:{pipe/in/0}";
+const LEASE_KEY: &str = "synapse:lease:{in}:pipe/in/0";
 
 async fn with_lease(server: &RedisServer, host: &str) -> RedisBroker {
     let broker = server.try_broker(|options| {

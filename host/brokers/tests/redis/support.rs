@@ -15,7 +15,7 @@ use synapse_core::spec::{Encoding, ReadFrom, ReadMode, Start};
 use synapse_core::{Broker, BrokerError, Committer, Effects, Event, Offset, Output, Source, TopicPartition, TopicPath};
 
 const SERVER: &str = "/usr/bin/redis-server";
-const CLI: &str = "/usr/bin/redis-cli";
+pub(crate) const CLI: &str = "/usr/bin/redis-cli";
 /// How long a server may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How often a TCP port is chosen that someone else takes first.
@@ -47,7 +47,7 @@ impl RedisServer {
         panic!("no free TCP port was found in {PORTS_MAX} tries");
     }
 
-    fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
+    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("syn").tempdir().unwrap();
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let log = Arc::default();
@@ -61,6 +61,10 @@ impl RedisServer {
 
     pub(crate) fn unix_url(&self) -> String {
         format!("unix://{}", self.socket().display())
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn tcp_url(&self) -> String {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::bail;
+use synapse_brokers::redis::CLUSTER_COMMITS_APART;
 use synapse_core::spec::{PipelineSpec, ReadMode};
 use synapse_core::stage::{PluginError, PluginInfo, PluginKind, PluginLoader};
 use synapse_runtime::{Runtime, RuntimeOptions};
@@ -58,12 +59,14 @@ fn print(
     stages: &[(String, Loaded)],
     out: &mut Output,
 ) -> anyhow::Result<()> {
-    let commits = |broker: &_| match spec.brokers.get(broker) {
-        Some(BrokerSpec::Embedded | BrokerSpec::Memory | BrokerSpec::Redis { .. }) => true,
-        Some(BrokerSpec::Kafka { exactly_once, .. }) => *exactly_once,
-        None => false,
-    };
-    let guarantee = pipeline.guarantee(commits);
+    let guarantee = pipeline.guarantee(|broker| match spec.brokers.get(broker) {
+        Some(BrokerSpec::Embedded | BrokerSpec::Memory | BrokerSpec::Redis { .. }) => None,
+        Some(BrokerSpec::RedisCluster { .. }) => Some(CLUSTER_COMMITS_APART),
+        Some(BrokerSpec::Kafka { exactly_once, .. }) => {
+            (!exactly_once).then_some(synapse_brokers::kafka::DELIVERS_AT_LEAST_ONCE)
+        }
+        None => Some("it is not in the configuration"),
+    });
     let promise = if guarantee.exactly_once { "exactly-once" } else { "at-least-once" };
     let order = match pipeline.read {
         ReadMode::Cursor => "order is kept per key",

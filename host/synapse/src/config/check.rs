@@ -108,6 +108,7 @@ impl Check<'_, '_> {
         let (redis, kafka) = (&[BrokerKind::Redis][..], &[BrokerKind::Kafka][..]);
         let places = [
             ("url", broker.url.place(), redis, "Redis brokers"),
+            ("nodes", broker.nodes.place(), redis, "Redis brokers"),
             ("lease", broker.lease.place(), &[BrokerKind::Redis, BrokerKind::Kafka], "Redis and Kafka brokers"),
             ("bootstrap", broker.bootstrap.place(), kafka, "Kafka brokers"),
             ("delivery", broker.delivery.place(), kafka, "Kafka brokers"),
@@ -124,16 +125,6 @@ impl Check<'_, '_> {
             BrokerKind::Redis => self.redis(broker, place, key),
             BrokerKind::Kafka => self.kafka(broker, place, key),
         }
-    }
-
-    fn redis(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
-        if matches!(broker.url, Key::Absent) {
-            let message = "a Redis broker needs the key \"url\", for example \"redis://127.0.0.1:6379\"";
-            self.reader.problem(place, key, message);
-        }
-        let lease = self.lease(broker.lease, key, Duration::from_millis(100));
-        let url = self.url(&broker.url.here()?, &format!("{key}.url"))?;
-        Some(BrokerSpec::Redis { url, lease })
     }
 
     fn kafka(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
@@ -170,6 +161,49 @@ impl Check<'_, '_> {
             all.insert(name, text.value);
         }
         ClientProperties(all)
+    }
+
+    /// One server or a cluster.
+    fn redis(&mut self, broker: raw::Broker, place: Place, key: &str) -> Option<BrokerSpec> {
+        let nodes_key = format!("{key}.nodes");
+        let lease = self.lease(broker.lease, key, Duration::from_millis(100));
+        match (broker.url, broker.nodes) {
+            (Key::Absent, Key::Absent) => {
+                let message = "a Redis broker needs the key \"url\", for example \"redis://127.0.0.1:6379\", or \
+                               \"nodes\" for a cluster";
+                self.reader.problem(place, key, message);
+                None
+            }
+            (url, Key::Absent) => {
+                Some(BrokerSpec::Redis { url: self.url(&url.here()?, &format!("{key}.url"))?, lease })
+            }
+            (Key::Absent, nodes) => {
+                let nodes = nodes.here()?;
+                if nodes.value.empty {
+                    self.reader.problem(nodes.place, &nodes_key, "must name at least one node of the cluster");
+                }
+                // Each of them is looked at, whatever is wrong with the ones before.
+                let urls: Vec<_> = nodes.value.items.iter().map(|node| self.cluster_node(node, &nodes_key)).collect();
+                let nodes: Vec<_> = urls.into_iter().collect::<Option<_>>()?;
+                (!nodes.is_empty()).then_some(BrokerSpec::RedisCluster { nodes, lease })
+            }
+            (_, nodes) => {
+                let message = "a Redis broker has \"url\" (one server) or \"nodes\" (a cluster), not both";
+                self.reader.problem(nodes.here().map_or(place, |nodes| nodes.place), &nodes_key, message);
+                None
+            }
+        }
+    }
+
+    fn cluster_node(&mut self, node: &At<Text>, key: &str) -> Option<BrokerUrl> {
+        let url = self.url(node, key)?;
+        let server = url.expose().strip_prefix("redis://").and_then(|rest| rest.rsplit('@').next());
+        if server.is_some_and(|server| !server.contains(['/', '?'])) {
+            return Some(url);
+        }
+        let message = "a node of a cluster is written \"redis://[user:password@]host:port\", without a database";
+        self.reader.problem(node.place, key, message);
+        None
     }
 
     /// The address is never shown: it may hold a password.

@@ -56,6 +56,13 @@ pub enum BrokerSpec {
         /// For how long a host owns a partition without renewing.
         lease: Duration,
     },
+    /// A Redis Cluster.
+    RedisCluster {
+        /// Where some of its nodes are, at least one.
+        nodes: Vec<BrokerUrl>,
+        /// For how long a host owns a partition without renewing.
+        lease: Duration,
+    },
     /// A Kafka cluster.
     Kafka {
         /// Some of its servers: `host:port,…`.

@@ -121,8 +121,10 @@ tables! {
             kind: Choice<BrokerKind>,
         }
         optional {
-            /// Redis only, and needed there: redis://, or redis+unix:// for a socket.
+            /// Redis only: one server; redis://, or redis+unix:// for a socket.
             url: Text,
+            /// Redis only: some nodes of a cluster, instead of "url"; redis://host:port, which tell of the others.
+            nodes: List<Text>,
             /// Kafka only, and needed there: some of its servers, "host:port" each, with commas between them.
             bootstrap: Text,
             /// Kafka only: what is promised of outputs to the same cluster. Default "exactly-once".
@@ -131,9 +133,6 @@ tables! {
             client: Properties,
             /// Redis and Kafka: for how long a host that is not heard of keeps its partitions. Default "15s".
             lease: Parsed<Span>,
-        }
-        later {
-            nodes: "Redis clusters are",
         }
     }
 

@@ -65,7 +65,10 @@ fn find(host: &Host, name: &str) -> Result<(PipelineSpec, PipelineStatus), Probl
 
 fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::Pipeline {
     let brokers = &host.api.0.brokers;
-    let guarantee = spec.guarantee(|name| brokers.get(name).is_ok_and(|broker| broker.commits_atomically()));
+    let guarantee = spec.guarantee(|name| match brokers.get(name) {
+        Ok(broker) => broker.commits_apart(),
+        Err(_) => Some("it is not known here"),
+    });
     let (state, reason) = match &status.state {
         PipelineState::Starting => ("starting", None),
         PipelineState::Running => ("running", None),

@@ -143,6 +143,15 @@ fn what_is_left_out_has_a_default() {
     let redis = accepted("[brokers.bus]\nkind = \"redis\"\nurl = \"redis+unix:///run/redis.sock\"");
     let BrokerSpec::Redis { lease, .. } = &redis.brokers[&"bus".parse().unwrap()] else { panic!("it is Redis") };
     assert_eq!(*lease, Duration::from_secs(15));
+
+    let file =
+        "[brokers.bus]\nkind = \"redis\"\nnodes = [\"redis://:s@h1:7000\", \"redis://:s@h2:7000\"]\nlease = \"2s\"";
+    let cluster = accepted(file);
+    let BrokerSpec::RedisCluster { nodes, lease } = &cluster.brokers[&"bus".parse().unwrap()] else {
+        panic!("it is a cluster")
+    };
+    let urls: Vec<_> = nodes.iter().map(|node| node.expose()).collect();
+    assert_eq!((urls, *lease), (vec!["redis://:s@h1:7000", "redis://:s@h2:7000"], Duration::from_secs(2)));
 }
 
 #[test]

@@ -154,7 +154,7 @@ url = "redis://h"
 [brokers.bus]
 kind = "redis"
 "#;
-    assert_snapshot!(refused(file), @r#"synapse.toml:1: brokers.bus: a Redis broker needs the key "url", for example "redis://127.0.0.1:6379""#);
+    assert_snapshot!(refused(file), @r#"synapse.toml:1: brokers.bus: a Redis broker needs the key "url", for example "redis://127.0.0.1:6379", or "nodes" for a cluster"#);
 
     let file = r#"
 [[pipelines]]
@@ -627,6 +627,30 @@ lease = "1s"
     "#);
 
     let file = r#"
+[brokers.both]
+kind = "redis"
+url = "redis://h"
+nodes = ["redis://h"]
+[brokers.none]
+kind = "redis"
+nodes = []
+[brokers.bus]
+kind = "redis"
+nodes = ["redis://h:7000", "h:7001", "redis://:hunter2@h:7002/3", "redis+unix:///run/redis.sock"]
+[brokers.m]
+kind = "memory"
+nodes = ["redis://h"]
+"#;
+    assert_snapshot!(refused(file), @r#"
+    synapse.toml:4: brokers.both.nodes: a Redis broker has "url" (one server) or "nodes" (a cluster), not both
+    synapse.toml:7: brokers.none.nodes: must name at least one node of the cluster
+    synapse.toml:10: brokers.bus.nodes: is not the address of a Redis server, such as "redis://127.0.0.1:6379" or "redis+unix:///run/redis.sock"
+    synapse.toml:10: brokers.bus.nodes: a node of a cluster is written "redis://[user:password@]host:port", without a database
+    synapse.toml:10: brokers.bus.nodes: a node of a cluster is written "redis://[user:password@]host:port", without a database
+    synapse.toml:13: brokers.m.nodes: is for Redis brokers only
+    "#);
+
+    let file = r#"
 [brokers.bus]
 kind = "rabbit"
 [brokers.b]
@@ -918,14 +942,6 @@ client = {}
     synapse.toml:17: brokers.r.bootstrap: is for Kafka brokers only
     synapse.toml:18: brokers.r.client: is for Kafka brokers only
     "#);
-
-    let file = r#"
-[brokers.bus]
-kind = "redis"
-url = "redis://h"
-nodes = ["a", "b"]
-"#;
-    assert_snapshot!(refused(file), @"synapse.toml:4: brokers.bus.nodes: Redis clusters are not available in this version");
 
     let file = r#"
 [topics.a]
