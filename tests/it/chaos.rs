@@ -48,6 +48,7 @@ cases! {
     redis_trimmed,
     redis_trimmed_group,
     redis_failover,
+    redis_cluster_resharded,
     kafka_broker_killed,
     kafka_broker_restarted,
     kafka_broker_frozen,

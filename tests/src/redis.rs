@@ -1,5 +1,7 @@
 //! A real redis-server on a Unix socket and a port of its own.
 
+mod cluster;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
@@ -13,6 +15,8 @@ use tempfile::TempDir;
 
 use crate::PATIENCE;
 use crate::host::free_address;
+
+pub use cluster::RedisCluster;
 
 /// How a server is started.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use super::World;
 use crate::bus::Endpoint;
 use crate::checker::{Kind, Receipt};
 use crate::plugins::component;
-use crate::redis::RedisServer;
+use crate::redis::{RedisCluster, RedisServer};
 
 pub(super) type Fault = Box<dyn FnMut(&mut World) -> Result<()>>;
 
@@ -76,6 +76,22 @@ impl Scene {
             route: ["bus", "bus"],
             ..Self::embedded()
         }
+    }
+
+    /// From one cluster of Redis to itself, with four partitions.
+    ///
+    /// # Errors
+    /// If it has no address.
+    pub fn redis_cluster(cluster: &RedisCluster) -> Result<Self> {
+        let client = cluster.client()?;
+        Ok(Self {
+            source: Some(Endpoint::RedisCluster(client.clone())),
+            sink: Some(Endpoint::RedisCluster(client)),
+            partitions: 4,
+            brokers: format!("[brokers.bus]\nkind = \"redis\"\nnodes = {:?}\n", cluster.urls()),
+            route: ["bus", "bus"],
+            ..Self::embedded()
+        })
     }
 
     /// From one Kafka to itself, with four partitions.

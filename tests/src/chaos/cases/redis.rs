@@ -1,6 +1,4 @@
-//! A Redis that dies, is emptied, trims, fails over, or whose group is shared with others.
-//!
-//! Resharding a cluster belongs here once Synapse knows clusters.
+//! A Redis that dies, is emptied, trims, fails over, moves slots, or whose group is shared with others.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -14,7 +12,7 @@ use crate::PATIENCE;
 use crate::chaos::{Case, Scene, World};
 use crate::checker::Promise;
 use crate::forward::Forwarder;
-use crate::redis::{RedisServer, RedisSettings};
+use crate::redis::{RedisCluster, RedisServer, RedisSettings};
 
 const BY_CURSOR: &str = "redis → same redis, by cursor";
 const AS_A_GROUP: &str = "redis → same redis, as a group";
@@ -89,6 +87,13 @@ pub(super) const CASES: &[Case] = &[
         what: "the master is killed while its replica lags, and the replica is promoted",
         promise: Promise::WHAT_THE_BROKER_KEPT,
         scene: fail_over,
+    },
+    Case {
+        name: "redis-cluster-resharded",
+        route: "redis cluster → same cluster",
+        what: "slots of partitions move to other nodes, with what is in them",
+        promise: Promise::AT_LEAST_ONCE,
+        scene: reshard,
     },
 ];
 
@@ -211,6 +216,21 @@ fn fail_over() -> Result<Scene> {
         link.cut();
         front.point_at(replica.port());
         world.mended();
+        Ok(())
+    }))
+}
+
+fn reshard() -> Result<Scene> {
+    let cluster = RedisCluster::start(3)?;
+    let scene = Scene::redis_cluster(&cluster)?.broker("lease = \"2s\"");
+    Ok(scene.fault(move |world| {
+        for _ in 0..world.rounds().min(8) {
+            world.let_pass(100)?;
+            let partition = u32::try_from(world.random.within(0..4))?;
+            cluster.move_slot_of(&world.source().stream(partition))?;
+            world.mended();
+            world.wait_for_output()?;
+        }
         Ok(())
     }))
 }
