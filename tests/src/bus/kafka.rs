@@ -10,7 +10,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Header, Headers, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::{ANSWER_WITHIN, Reader, Topic, receipt};
@@ -21,9 +21,25 @@ use crate::load::Send;
 const DELIVERED_WITHIN: Duration = Duration::from_secs(10);
 /// How long one look for records takes.
 const POLL: Duration = Duration::from_millis(100);
+/// How long one look for deliveries takes, whatever comes meanwhile.
+const DELIVERIES: Duration = Duration::from_millis(1);
 
-/// Counts what was acknowledged.
-struct Deliveries(Arc<AtomicUsize>);
+/// Counts what was delivered, and what was not.
+#[derive(Clone, Default)]
+struct Deliveries {
+    made: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+}
+
+impl Deliveries {
+    fn made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    fn all(&self) -> usize {
+        self.made() + self.failed.load(Ordering::Relaxed)
+    }
+}
 
 impl ClientContext for Deliveries {}
 
@@ -31,36 +47,38 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
-        self.0.fetch_add(usize::from(delivered.is_ok()), Ordering::Relaxed);
+        let counter = if delivered.is_ok() { &self.made } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 pub(super) fn sender(bootstrap: &str, topic: &Topic, kind: fn(&Receipt) -> Kind) -> Send {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.name.clone());
-    let mut producer: Option<(BaseProducer<Deliveries>, Arc<AtomicUsize>)> = None;
+    let (mut producer, deliveries) = (None, Deliveries::default());
     Box::new(move |receipts| {
         if producer.is_none() {
-            producer = make(&bootstrap).ok();
+            producer = make(&bootstrap, &deliveries).ok();
         }
-        let Some((producer, delivered)) = &producer else { return false };
-        let goal = delivered.load(Ordering::Relaxed) + receipts.len();
-        let sent = receipts.iter().all(|receipt| produce(producer, &topic, receipt, kind));
-        // Whatever was not delivered by then is given up, so nothing of it comes later.
-        let flushed = producer.flush(2 * DELIVERED_WITHIN).is_ok();
-        sent && flushed && delivered.load(Ordering::Relaxed) == goal
+        let Some(producer) = &producer else { return false };
+        let (made, all) = (deliveries.made(), deliveries.all());
+        let taken = receipts.iter().filter(|receipt| produce(producer, &topic, receipt, kind)).count();
+        // Whatever is not delivered in time is given up and told, so nothing of it comes later.
+        while deliveries.all() < all + taken {
+            producer.poll(DELIVERIES);
+        }
+        deliveries.made() == made + receipts.len()
     })
 }
 
-fn make(bootstrap: &str) -> Result<(BaseProducer<Deliveries>, Arc<AtomicUsize>)> {
-    let delivered = Arc::new(AtomicUsize::new(0));
+fn make(bootstrap: &str, deliveries: &Deliveries) -> Result<BaseProducer<Deliveries>> {
     let producer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("enable.idempotence", "true")
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "0")
         .set("message.timeout.ms", DELIVERED_WITHIN.as_millis().to_string())
-        .create_with_context(Deliveries(Arc::clone(&delivered)))?;
-    Ok((producer, delivered))
+        .create_with_context(deliveries.clone())?;
+    Ok(producer)
 }
 
 fn produce(producer: &BaseProducer<Deliveries>, topic: &str, receipt: &Receipt, kind: fn(&Receipt) -> Kind) -> bool {

@@ -31,7 +31,9 @@ impl Server for Client {
 
     fn send(connection: &mut Connection, commands: Vec<Cmd>) -> RedisResult<()> {
         let mut pipe = redis::pipe();
-        commands.into_iter().for_each(|command| drop(pipe.add_command(command).ignore()));
+        for command in commands {
+            pipe.add_command(command).ignore();
+        }
         pipe.query(connection)
     }
 }
@@ -45,7 +47,9 @@ impl Server for ClusterClient {
 
     fn send(connection: &mut ClusterConnection, commands: Vec<Cmd>) -> RedisResult<()> {
         let mut pipe = cluster_pipe();
-        commands.into_iter().for_each(|command| drop(pipe.add_command(command).ignore()));
+        for command in commands {
+            pipe.add_command(command).ignore();
+        }
         pipe.query(connection)
     }
 }
