@@ -2,7 +2,7 @@
 # Runs every fault under a long load and writes what was promised and observed into docs/guarantees.md. Needs root.
 #   --seed N     when faults happen, and where (default 1)      --case NAME  only this case, again for more
 #   --events N   at least so many in each case (100000)         --list       names the cases and runs none
-#   --rate N     so many in a second (4000)
+#   --rate N     so many in a second (5000)
 # With --case or --list the page stays as it is, and the table is printed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

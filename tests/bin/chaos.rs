@@ -20,7 +20,7 @@ struct Options {
     #[arg(long, default_value_t = 100_000)]
     events: usize,
     /// How many are sent in a second.
-    #[arg(long, default_value_t = 4_000)]
+    #[arg(long, default_value_t = 5_000)]
     rate: usize,
     /// Only this case; may be given again.
     #[arg(long = "case", value_name = "NAME")]

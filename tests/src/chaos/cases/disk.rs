@@ -199,11 +199,13 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
 fn copy_all(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
-        let (path, to) = {
-            let entry = entry?;
-            (entry.path(), to.join(entry.file_name()))
-        };
-        if path.is_dir() { copy_all(&path, &to)? } else { std::fs::copy(&path, &to).map(drop)? }
+        let entry = entry?;
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_all(&path, &to)?;
+        } else {
+            std::fs::copy(&path, &to)?;
+        }
     }
     Ok(())
 }
