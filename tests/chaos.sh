@@ -3,7 +3,8 @@
 #   --seed N     when faults happen, and where (default 1)      --case NAME  only this case, again for more
 #   --events N   at least so many in each case (100000)         --list       names the cases and runs none
 #   --rate N     so many in a second (5000)
-# With --case or --list the page stays as it is, and the table is printed.
+# With --case the table is printed and the page stays as it is, unless --write docs/guarantees.md is given, too: then only
+# the rows of these cases are replaced.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH

@@ -28,7 +28,7 @@ struct Options {
     /// Names the cases and runs none.
     #[arg(long)]
     list: bool,
-    /// The page whose table is replaced.
+    /// The page whose table is replaced, or with `--case` the rows of these cases.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
 }
@@ -55,13 +55,18 @@ fn main() -> Result<ExitCode> {
         rows.push((case, observed));
     }
     let kept = rows.iter().all(|(_, observed)| observed.as_ref().is_ok_and(|observed| observed.breaks.is_empty()));
-    let text = format!("{circumstances}\n\n{}", chaos::markdown(&rows));
-    match &options.write {
-        Some(path) => {
-            let page = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-            std::fs::write(path, chaos::replace_between_markers(&page, &text)?)?;
-        }
-        None => writeln!(out, "\n{text}")?,
+    let table = chaos::markdown(&rows);
+    if let Some(path) = &options.write {
+        let page = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let page = if options.cases.is_empty() {
+            chaos::replace_between_markers(&page, &format!("Run {circumstances}\n\n{table}"))?
+        } else {
+            let sentence = format!("`{}` was run {circumstances}", options.cases.join("`, `"));
+            chaos::replace_rows(&page, &sentence, &table)?
+        };
+        std::fs::write(path, page)?;
+    } else {
+        writeln!(out, "\nRun {circumstances}\n\n{table}")?;
     }
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -84,7 +89,7 @@ fn circumstances(plan: &Plan) -> Result<String> {
     let pom = std::fs::read_to_string(workspace().join("tests/servers/kafka/pom.xml"))?;
     let kafka = pom.split("<version>").nth(1).and_then(|rest| rest.split('<').next()).unwrap_or("unknown");
     Ok(format!(
-        "Run on {date} with Synapse {} at commit {commit} (development build), redis-server {redis}, Apache Kafka {kafka}, \
+        "on {date} with Synapse {} at commit {commit} (development build), redis-server {redis}, Apache Kafka {kafka}, \
          seed {seed}: at least {events} events a case, {events_per_second} a second.",
         env!("CARGO_PKG_VERSION")
     ))

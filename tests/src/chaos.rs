@@ -22,7 +22,7 @@ use crate::random::Random;
 
 pub use cases::all;
 pub use scene::Scene;
-pub use table::{markdown, replace_between_markers};
+pub use table::{markdown, replace_between_markers, replace_rows};
 pub use world::World;
 
 /// How long the sink must stay as it is before it is read for the last time: a fenced host may still try to write.

@@ -59,9 +59,32 @@ fn seconds(time: Duration) -> String {
 /// # Errors
 /// If they are not there.
 pub fn replace_between_markers(page: &str, text: &str) -> Result<String> {
-    let (before, rest) = page.split_once(BEGIN).with_context(|| format!("the page has no `{BEGIN}`"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("the page has no `{END}`"))?;
+    let (before, _, after) = parts(page)?;
     Ok(format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))
+}
+
+/// Takes the rows of `table` over into the page's table, where these cases have rows already, and adds a sentence on them
+/// above it.
+///
+/// # Errors
+/// If the page has no such table, or no such rows.
+pub fn replace_rows(page: &str, sentence: &str, table: &str) -> Result<String> {
+    let (_, old, _) = parts(page)?;
+    let mut lines: Vec<&str> = old.trim().lines().collect();
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let name = row.split('`').nth(1).context("a row begins with the case's name")?;
+        let place = lines.iter_mut().find(|line| line.starts_with(&format!("| `{name}` |")));
+        *place.with_context(|| format!("the page has no row of `{name}`"))? = row;
+    }
+    let table_begins = lines.iter().position(|line| line.starts_with('|')).context("the page has no table")?;
+    lines.insert(table_begins.saturating_sub(1), sentence);
+    replace_between_markers(page, &format!("{}\n", lines.join("\n")))
+}
+
+fn parts(page: &str) -> Result<(&str, &str, &str)> {
+    let (before, rest) = page.split_once(BEGIN).with_context(|| format!("the page has no `{BEGIN}`"))?;
+    let (between, after) = rest.split_once(END).with_context(|| format!("the page has no `{END}`"))?;
+    Ok((before, between, after))
 }
 
 #[cfg(test)]
@@ -74,5 +97,15 @@ mod tests {
         let replaced = replace_between_markers(&page, "new").unwrap();
         assert_eq!(replaced, format!("before\n{BEGIN}\n\nnew\n{END}\nafter\n"));
         assert!(replace_between_markers("nothing", "new").is_err());
+    }
+
+    #[test]
+    fn rows_are_replaced_one_by_one() {
+        let table = "| case | x |\n|---|---|\n| `a` | 1 |\n| `a-b` | 2 |\n";
+        let page = replace_between_markers(&format!("{BEGIN}{END}"), &format!("First run.\n\n{table}")).unwrap();
+        let replaced = replace_rows(&page, "`a` again.", "| case | x |\n|---|---|\n| `a` | 3 |\n").unwrap();
+        let expected = "First run.\n`a` again.\n\n| case | x |\n|---|---|\n| `a` | 3 |\n| `a-b` | 2 |\n";
+        assert_eq!(replaced, format!("{BEGIN}\n\n{expected}\n{END}"));
+        assert!(replace_rows(&page, "", "| `c` | 1 |").is_err());
     }
 }
