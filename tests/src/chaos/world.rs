@@ -189,13 +189,16 @@ impl World {
         self.hosts.iter().map(Host::log_tail).collect::<Vec<_>>().join("\n")
     }
 
-    /// Keeps the logs of the hosts beside what was built.
+    /// Keeps the logs of the hosts, and what they tell of their pipeline, beside what was built.
     pub(super) fn keep_logs(&self, name: &str) -> Result<()> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), Into::into);
         let kept = target.join("chaos");
         std::fs::create_dir_all(&kept)?;
         for (number, host) in self.hosts.iter().enumerate() {
             std::fs::write(kept.join(format!("{name}-host-{number}.log")), host.log())?;
+            // One that does not answer has nothing to tell.
+            let told = ["/v1/pipelines", "/metrics"].map(|path| host.get(path).map_or(String::new(), |(_, body)| body));
+            std::fs::write(kept.join(format!("{name}-host-{number}.txt")), told.join("\n"))?;
         }
         Ok(())
     }
