@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails says where by itself")]
 
+mod chaos;
 mod commands;
 mod faults;
-mod kill;
 mod swap;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use synapse_tests::checker::{Receipt, check};
+use synapse_tests::bus::ndjson;
+use synapse_tests::checker::{Kind, Receipt, check};
 use synapse_tests::host::Host;
 use synapse_tests::load::{Load, Send};
 use synapse_tests::plugins::{component, component_with};
@@ -49,7 +50,7 @@ fn two_hundred_swaps_under_load() {
     let sender = || -> Send {
         let address = address.clone();
         Box::new(move |receipts| {
-            matches!(synapse_tests::host::publish(&address, "in", &super::kill::ndjson(receipts)), Ok((202, _)))
+            matches!(synapse_tests::host::publish(&address, "in", &ndjson(receipts, |_| Kind::Plain)), Ok((202, _)))
         })
     };
     let load = Load::start(vec![sender(), sender()], 5, 20);

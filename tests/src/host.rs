@@ -1,10 +1,11 @@
 //! The real binary, started on a configuration of the test's own.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ pub fn workspace() -> &'static Path {
 pub struct Host {
     dir: TempDir,
     address: String,
+    environment: Vec<(String, OsString)>,
     child: Option<Child>,
 }
 
@@ -79,9 +81,14 @@ impl Host {
     /// If the directory cannot be written.
     pub fn prepare(config: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("synapse-").tempdir()?;
-        let host = Self { address: free_address()?, dir, child: None };
+        let host = Self { address: free_address()?, dir, environment: Vec::new(), child: None };
         host.configure(config)?;
         Ok(host)
+    }
+
+    /// Sets a variable of its environment from the next start on.
+    pub fn set_variable(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.push((name.to_owned(), value.into()));
     }
 
     /// Replaces the lines behind `[server]`.
@@ -118,6 +125,7 @@ impl Host {
         let child = Command::new(binary())
             .args(["run", "--config", "synapse.toml"])
             .current_dir(self.dir.path())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -149,6 +157,37 @@ impl Host {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Sends a signal, such as `STOP` and `CONT`.
+    ///
+    /// # Errors
+    /// If it was not running.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("the host was not running")?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
+    /// Whether it was started and not stopped since.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// If it was not running or does not end in time.
+    pub fn wait_for_end(&mut self) -> Result<ExitStatus> {
+        let started = Instant::now();
+        loop {
+            let child = self.child.as_mut().context("the host was not running")?;
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status);
+            }
+            ensure!(started.elapsed() < PATIENCE, "the host does not end by itself\n{}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// SIGTERM, and waits for the end. Answers with the exit code.
@@ -200,11 +239,7 @@ impl Host {
     /// # Errors
     /// If nothing answers.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        request(
-            &self.address,
-            &format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address),
-            b"",
-        )
+        get(&self.url(), path)
     }
 
     /// A GET of JSON.
@@ -284,6 +319,15 @@ impl Drop for Host {
             let _ = writeln!(std::io::stderr(), "{}", self.log_tail());
         }
     }
+}
+
+/// A GET of the host at `url`; status and body.
+///
+/// # Errors
+/// If nothing answers.
+pub fn get(url: &str, path: &str) -> Result<(u16, String)> {
+    let address = url.trim_start_matches("http://");
+    request(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"), b"")
 }
 
 /// Publishes NDJSON to the host at `url` and answers with the status: 202 means durable.

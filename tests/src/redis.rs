@@ -1,8 +1,12 @@
 //! A real redis-server on a Unix socket and a port of its own.
 
+mod cluster;
+
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,10 +16,43 @@ use tempfile::TempDir;
 use crate::PATIENCE;
 use crate::host::free_address;
 
+pub use cluster::RedisCluster;
+
+/// How a server is started.
+#[derive(Clone, Debug)]
+pub struct RedisSettings {
+    /// When it syncs its append-only file: `always`, `everysec` or `no`.
+    pub appendfsync: &'static str,
+    /// The folder that gets its directory, which must have a short path because of the socket.
+    pub within: PathBuf,
+    /// The address it binds to.
+    pub address: IpAddr,
+    /// What the program is started through, such as `ip netns exec NAME`, which must replace itself by it.
+    pub through: Vec<OsString>,
+    /// Its environment.
+    pub environment: Vec<(String, OsString)>,
+    /// Further options.
+    pub options: Vec<String>,
+}
+
+impl Default for RedisSettings {
+    fn default() -> Self {
+        Self {
+            appendfsync: "always",
+            within: "/tmp".into(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            through: Vec::new(),
+            environment: Vec::new(),
+            options: Vec::new(),
+        }
+    }
+}
+
 /// A server in a directory of its own. Killed when dropped.
 pub struct RedisServer {
     dir: TempDir,
     port: u16,
+    settings: RedisSettings,
     child: Option<Child>,
 }
 
@@ -25,10 +62,18 @@ impl RedisServer {
     /// # Errors
     /// If there is no redis-server on the machine, or it does not get ready.
     pub fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("redis-").tempdir_in("/tmp")?;
+        Self::start_with(RedisSettings::default())
+    }
+
+    /// Starts one with append-only persistence and these settings.
+    ///
+    /// # Errors
+    /// As [`RedisServer::start`].
+    pub fn start_with(settings: RedisSettings) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("redis-").tempdir_in(&settings.within)?;
         let address = free_address()?;
         let port = address.rsplit(':').next().context("no port")?.parse()?;
-        let mut server = Self { dir, port, child: None };
+        let mut server = Self { dir, port, settings, child: None };
         server.resume()?;
         Ok(server)
     }
@@ -39,9 +84,15 @@ impl RedisServer {
     /// As [`RedisServer::start`].
     pub fn resume(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.dir.path().join("redis.log"))?;
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"])
-            .args(["--appendfsync", "always", "--unixsocket", "redis.sock", "--daemonize", "no"])
+        let settings = &self.settings;
+        let mut words = settings.through.iter().cloned().chain(["redis-server".into()]);
+        let child = Command::new(words.next().context("no program")?)
+            .args(words)
+            .args(["--bind", &settings.address.to_string(), "--port", &self.port.to_string()])
+            .args(["--protected-mode", "no", "--save", "", "--appendonly", "yes"])
+            .args(["--appendfsync", settings.appendfsync, "--unixsocket", "redis.sock", "--daemonize", "no"])
+            .args(&settings.options)
+            .envs(settings.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -75,9 +126,27 @@ impl RedisServer {
         Ok(())
     }
 
+    /// Whether it runs.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.as_mut().map(Child::try_wait).transpose()?.is_some_and(|status| status.is_none()))
+    }
+
     /// Its address over TCP.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}:{}", self.settings.address, self.port)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Its Unix socket.
@@ -85,15 +154,26 @@ impl RedisServer {
         self.dir.path().join("redis.sock")
     }
 
-    /// A client of the redis crate, apart from the host's.
+    /// A client of the redis crate, apart from the host's and from faults of the network.
     ///
     /// # Errors
     /// Never for these addresses.
     pub fn client(&self) -> Result<redis::Client> {
-        Ok(redis::Client::open(self.url())?)
+        Ok(redis::Client::open(format!("unix://{}", self.socket().display()))?)
     }
 
-    fn log(&self) -> String {
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// If it is not answered, or with an error.
+    pub fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> Result<T> {
+        let mut connection = self.client()?.get_connection()?;
+        let (name, arguments) = words.split_first().context("no command")?;
+        redis::cmd(name).arg(arguments).query(&mut connection).with_context(|| format!("Redis answered to {words:?}"))
+    }
+
+    /// Its log.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("redis.log")).unwrap_or_default()
     }
 }

@@ -194,7 +194,10 @@ impl Topics {
             }
         }
         self.bind(topic, spec.retention.events);
-        self.info(topic).await?.ok_or_else(|| self.cluster.invalid(format_args!("the topic `{topic}` was deleted")))
+        self.info(topic).await?.ok_or_else(|| {
+            let why = "it was made just now, and not every server knows it yet";
+            self.cluster.refused(&format!("look topic `{topic}` up"), RDKafkaErrorCode::LeaderNotAvailable, why)
+        })
     }
 
     /// Notes how many events a topic is to keep.
