@@ -39,7 +39,7 @@ impl Default for Bounds {
             read_ahead_max: 4,
             ready_max: 8,
             backoff_min: Duration::from_millis(50),
-            backoff_max: Duration::from_secs(30),
+            backoff_max: Duration::from_secs(10),
             soon_max: Duration::from_millis(400),
         }
     }
