@@ -6,17 +6,8 @@
 use std::sync::Arc;
 
 use synapse_core::broker::{BatchLimit, Undecodable};
-use synapse_core::codec::{DecodeError, Origin};
+use synapse_core::codec::{DecodeError, Decoded, Origin};
 use synapse_core::{Batch, Offset, SourceBatch, TopicName};
-
-/// What became of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decoded {
-    /// It is an event now.
-    Event,
-    /// Its own time to live had passed.
-    Expired,
-}
 
 /// The answer so far.
 pub(crate) struct Fill<'t> {

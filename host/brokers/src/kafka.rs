@@ -153,11 +153,12 @@ impl KafkaBroker {
     }
 }
 
-/// Polls clients for what librdkafka wants to tell.
+/// Polls clients for what librdkafka wants to tell, and looks after how many events topics keep.
 async fn serve(topics: Arc<Topics>, readers: Arc<Readers>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(SERVE_EVERY)).await.is_some() {
         topics.serve();
         readers.serve();
+        topics.trim_due().await;
     }
 }
 
@@ -200,7 +201,7 @@ impl Shared {
             let offsets = deliveries.finish().await;
             let doing = || format!("publish to topic `{topic}`");
             let offsets = offsets.map_err(|error| self.topics.cluster.failed(&doing(), &error))?;
-            self.topics.added(topic, rows.len()).await;
+            self.topics.added(topic, rows.len());
             let placed = placed(&rows, offsets);
             positions.push(placed.ok_or_else(|| {
                 self.topics.cluster.invalid(format_args!("could not {}: the server named no offsets", doing()))

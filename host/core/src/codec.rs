@@ -30,6 +30,15 @@ pub struct DecodeError {
     sentence: Cow<'static, str>,
 }
 
+/// What an entry was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// An event, which was appended.
+    Event,
+    /// An envelope whose time to live has passed; nothing was appended.
+    Expired,
+}
+
 /// Where an entry was found. An event without an id of its own is called `{topic}/{offset}` after it, or
 /// `{topic}/{partition}/{offset}` in other partitions than the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -54,6 +55,9 @@ enum Command {
     Bench(bench::Args),
 }
 
+/// How long calls that block may hold the end of the process up.
+const BLOCKED_MAX: Duration = Duration::from_secs(2);
+
 /// Runs the command.
 ///
 /// # Errors
@@ -84,6 +88,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Plugin(command) => runtime.block_on(plugin::run(command, &mut out)),
         Command::Bench(args) => bench::run(&args, &runtime, &mut out),
     };
+    // Whoever waits for a broker that is away has nothing to do any more.
+    runtime.shutdown_timeout(BLOCKED_MAX);
     // What was written belongs out, also before an error is told.
     match done.and(out.flush().map_err(Into::into)) {
         Err(error) if is_closed(&error) => Ok(()),

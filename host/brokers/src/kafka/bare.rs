@@ -37,7 +37,7 @@ pub fn copy(bootstrap: &str, [from, to, group]: [&str; 3], records: usize, exact
         .set("fetch.queue.backoff.ms", "5")
         .create()?;
     let metadata = consumer.group_metadata().ok_or(KafkaError::Canceled)?;
-    config.set("enable.idempotence", "true").set("linger.ms", "0");
+    config.set("enable.idempotence", "true").set("linger.ms", "1");
     if exactly_once {
         config.set("transactional.id", group);
     }

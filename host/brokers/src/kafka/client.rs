@@ -99,8 +99,9 @@ impl Cluster {
                 ],
             );
         }
-        // New partitions are to be noticed soon.
-        self.set(&mut config, &[("topic.metadata.refresh.interval.ms", "10000")]);
+        // New partitions are to be noticed soon. What is fetched before a partition is paused is for nothing.
+        let defaults = [("topic.metadata.refresh.interval.ms", "10000"), ("queued.max.messages.kbytes", "64")];
+        self.set(&mut config, &defaults);
         config
     }
 
@@ -129,7 +130,8 @@ impl Cluster {
         let defaults = [
             ("message.max.bytes", record_bytes_max.as_str()),
             ("delivery.timeout.ms", timeout.as_str()),
-            ("linger.ms", "0"),
+            // Records that come together go together; nobody waits long for it.
+            ("linger.ms", "1"),
             ("queue.buffering.max.kbytes", "65536"),
         ];
         self.set(&mut config, &defaults);

@@ -272,7 +272,7 @@ impl Committer for LaneCommitter {
         self.next = next;
         if shared.exactly_once {
             for output in &effects.outputs {
-                shared.topics.added(&output.topic.topic, output.events.len()).await;
+                shared.topics.added(&output.topic.topic, output.events.len());
             }
         }
         Ok(())

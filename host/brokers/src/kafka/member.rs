@@ -283,7 +283,7 @@ impl Member {
                 if failed.kind.ending() == Ending::Stop {
                     self.told(Some(Arc::new(failed)));
                 } else {
-                    tracing::debug!(group = %self.group.name, %error, "the group is not well for now");
+                    tracing::warn!(group = %self.group.name, error = %failed, "the group is not well for now");
                 }
             }
         }

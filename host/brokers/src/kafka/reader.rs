@@ -18,6 +18,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset as NativeOffset, TopicPartitionList};
 use synapse_core::broker::{BatchLimit, BrokerErrorKind};
+use synapse_core::codec::Decoded;
 use synapse_core::codec::headers;
 use synapse_core::spec::ReadFrom;
 use synapse_core::{BrokerError, Offset, Source, SourceBatch, Timestamp, TopicName};
@@ -28,7 +29,7 @@ use super::client::Context;
 use super::native::{Fetched, PartitionQueue, Record};
 use super::publish::native;
 use super::topics::Topics;
-use crate::fill::{Decoded, Fill};
+use crate::fill::Fill;
 
 /// The consumers that read for this host.
 pub(super) struct Readers {
@@ -238,7 +239,6 @@ impl PartitionSource {
                 Some(Fetched::End(offset)) => {
                     self.end = Some(offset);
                     self.queue.next();
-                    return Ok(Took::All);
                 }
                 Some(Fetched::Failed(code)) => {
                     self.queue.next();
@@ -272,7 +272,7 @@ impl PartitionSource {
                     }
                 }
                 Err(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                    self.find_place().await?
+                    self.find_place().await?;
                 }
                 Err(code) => {
                     return Err(self.place.topics.cluster.refused(&self.doing(), code, &code.to_string()));

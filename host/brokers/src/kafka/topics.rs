@@ -34,7 +34,7 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(15);
 const APPEARS_LOOK: Duration = Duration::from_millis(50);
 /// Largest batch of records of a topic that Synapse makes, in bytes; the server's own default is a mebibyte.
 const BATCH_BYTES_MAX: usize = super::client::RECORD_BYTES_MAX + (64 << 10);
-/// Records are deleted once this many more are kept than should be.
+/// Records are deleted once at least this many were added.
 const EXCESS_MIN: u64 = 100;
 
 /// All topics of a cluster.
@@ -394,22 +394,28 @@ impl Topics {
         found.await
     }
 
-    /// Notes that events were added, and deletes what is more than should be kept.
-    pub(super) async fn added(&self, topic: &TopicName, events: usize) {
-        let due = {
-            let mut bounds = self.bounds();
-            let Some(bound) = bounds.get_mut(topic) else { return };
+    /// Notes that events were added.
+    pub(super) fn added(&self, topic: &TopicName, events: usize) {
+        if let Some(bound) = self.bounds().get_mut(topic) {
             bound.added += events as u64;
-            let due = (bound.added >= EXCESS_MIN).then_some(bound.events_max);
-            if due.is_some() {
+        }
+    }
+
+    /// Deletes what is more than should be kept, of topics that were added to.
+    pub(super) async fn trim_due(&self) {
+        let due: Vec<(TopicName, u64)> = {
+            let mut bounds = self.bounds();
+            let due = bounds.iter_mut().filter(|(_, bound)| bound.added >= EXCESS_MIN);
+            due.map(|(topic, bound)| {
                 bound.added = 0;
-            }
-            due
+                (topic.clone(), bound.events_max)
+            })
+            .collect()
         };
-        if let Some(events_max) = due
-            && let Err(error) = self.trim(topic, events_max).await
-        {
-            tracing::warn!(%topic, %error, "old events could not be deleted");
+        for (topic, events_max) in due {
+            if let Err(error) = self.trim(&topic, events_max).await {
+                tracing::warn!(%topic, %error, "old events could not be deleted");
+            }
         }
     }
 

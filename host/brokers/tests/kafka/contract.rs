@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use synapse_brokers::contract::{DurableHarness, Harness};
+use synapse_brokers::contract::{DurableHarness, Harness, SharedHarness};
 use synapse_core::Broker;
 
 use crate::support::broker;
@@ -30,5 +30,13 @@ impl DurableHarness for Cluster {
     }
 }
 
+#[async_trait]
+impl SharedHarness for Cluster {
+    async fn host(&self, name: &str) -> Arc<dyn Broker> {
+        Arc::new(broker(name))
+    }
+}
+
 synapse_brokers::keeps_contract!(Cluster);
+synapse_brokers::shares_work!(Cluster);
 synapse_brokers::survives_restart!(Cluster);

@@ -11,7 +11,7 @@ use crate::support::{
     GLANCE, LIMIT, PATIENCE, RedisServer, all_ids, assert_kind, covering, ids, lane, next, open, output, poll, publish,
 };
 
-const LEASE: Duration = Duration::from_millis(500);
+const LEASE: Duration = Duration::from_secs(1);
 
 async fn with_lease(server: &RedisServer, host: &str) -> RedisBroker {
     let broker = server.try_broker(|options| {

@@ -2,8 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use synapse_core::codec::redis::{self, Decoded};
-use synapse_core::codec::{Origin, check};
+use synapse_core::codec::{Decoded, Origin, check, redis};
 use synapse_core::spec::Encoding;
 use synapse_core::{Batch, Event, Offset, Timestamp};
 

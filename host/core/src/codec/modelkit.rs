@@ -36,8 +36,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::cloudevents::{self, Structured, Text};
-use super::redis::{self, Decoded, Fields};
-use super::{DecodeError, Extensions, Media, Origin, clip, required, text};
+use super::redis::{self, Fields};
+use super::{DecodeError, Decoded, Extensions, Media, Origin, clip, required, text};
 use crate::batch::{Batch, Row};
 use crate::event::EventRef;
 use crate::time::Timestamp;

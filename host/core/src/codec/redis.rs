@@ -15,20 +15,11 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::cloudevents::{self, Structured};
-use super::{DecodeError, Extensions, Origin, is_extension_name, modelkit, required, text, time, time_text};
+use super::{DecodeError, Decoded, Extensions, Origin, is_extension_name, modelkit, required, text, time, time_text};
 use crate::batch::{Batch, Row};
 use crate::event::EventRef;
 use crate::spec::Encoding;
 use crate::time::Timestamp;
-
-/// What an entry was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoded {
-    /// An event, which was appended.
-    Event,
-    /// An envelope whose time to live has passed; nothing was appended.
-    Expired,
-}
 
 /// The fields of an entry, names and values, in order.
 pub type Fields<'f> = [(&'f [u8], &'f [u8])];

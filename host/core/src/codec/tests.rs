@@ -3,7 +3,6 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
-use super::redis::Decoded;
 use super::*;
 use crate::event::Event;
 use crate::spec::Encoding;

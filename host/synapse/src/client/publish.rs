@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use synapse_core::codec::redis::{self, Decoded};
+use synapse_core::codec::{Decoded, redis};
 use synapse_core::codec::{Origin, cloudevents};
 use synapse_core::topic::{Offset, Position};
 use synapse_core::{Batch, Event, Timestamp};
