@@ -43,6 +43,13 @@ impl Changelog {
         (self.topic.clone(), key, serde_json::to_vec(boundary).expect("texts are JSON"))
     }
 
+    /// Notes a boundary that this host has committed: readers see it a moment later, once the transaction's marks are
+    /// written everywhere.
+    pub(super) async fn committed(&self, lane: &LaneKey, boundary: &Boundary) {
+        let mut state = self.state.lock().await;
+        state.boundaries.entry(name(lane)).or_default().insert(boundary.from, boundary.clone());
+    }
+
     /// Every boundary of a lane that is committed by now, oldest first.
     pub(super) async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
         self.made.get_or_try_init(|| self.topics.make_compacted(&self.topic)).await?;
@@ -50,10 +57,8 @@ impl Changelog {
         let State { source, boundaries } = &mut *state;
         let mut reading = match source.take() {
             Some(source) => source,
-            None => {
-                boundaries.clear();
-                self.readers.open_unchecked(&self.topic, 0, ReadFrom::Earliest).await?
-            }
+            // What is known already comes again, which changes nothing.
+            None => self.readers.open_unchecked(&self.topic, 0, ReadFrom::Earliest).await?,
         };
         let mut wrong = None;
         let keep = |key: &[u8], value: &[u8]| match read(key, value) {

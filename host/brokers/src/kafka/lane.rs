@@ -270,6 +270,9 @@ impl Committer for LaneCommitter {
         let note = format!("{HOST}{}", shared.topics.cluster.host);
         self.lane.transact(outputs, effects.boundary.clone(), next, note).await?;
         self.next = next;
+        if let Some(boundary) = &effects.boundary {
+            shared.changelog.committed(&self.lane.key, boundary).await;
+        }
         if shared.exactly_once {
             for output in &effects.outputs {
                 shared.topics.added(&output.topic.topic, output.events.len());
