@@ -455,8 +455,8 @@ impl Broker for EmbeddedLog {
         &self.shared().options.name
     }
 
-    fn commits_atomically(&self) -> bool {
-        true
+    fn commits_apart(&self) -> Option<&'static str> {
+        None
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {

@@ -56,8 +56,7 @@ const DELIVERIES_WAIT: Duration = Duration::from_millis(100);
 const LEASE_MIN: Duration = Duration::from_secs(1);
 
 /// Why outputs and position do not become durable in one step, where the configuration wants it so.
-pub const DELIVERS_AT_LEAST_ONCE: &str =
-    "its `delivery` is \"at-least-once\": outputs are written first, then the position";
+pub const DELIVERS_AT_LEAST_ONCE: &str = "its `delivery` is \"at-least-once\"";
 
 /// Where a Kafka cluster is and how it is used.
 #[derive(Clone)]
@@ -254,10 +253,6 @@ fn placed(rows: &[u32], offsets: Offsets) -> Option<Vec<(u32, Offset)>> {
 impl Broker for KafkaBroker {
     fn name(&self) -> &BrokerName {
         &self.shared.topics.cluster.broker
-    }
-
-    fn commits_atomically(&self) -> bool {
-        self.shared.exactly_once
     }
 
     fn commits_apart(&self) -> Option<&'static str> {

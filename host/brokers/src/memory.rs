@@ -228,8 +228,8 @@ impl Broker for MemoryBroker {
         &self.0.name
     }
 
-    fn commits_atomically(&self) -> bool {
-        true
+    fn commits_apart(&self) -> Option<&'static str> {
+        None
     }
 
     async fn ensure_topic(&self, name: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {

@@ -263,10 +263,6 @@ impl Broker for RedisBroker {
         &self.shared.node.broker
     }
 
-    fn commits_atomically(&self) -> bool {
-        !self.shared.nodes.is_cluster()
-    }
-
     fn commits_apart(&self) -> Option<&'static str> {
         self.shared.nodes.is_cluster().then_some(CLUSTER_COMMITS_APART)
     }

@@ -22,13 +22,9 @@ pub trait Broker: Send + Sync {
     /// Its name in the configuration.
     fn name(&self) -> &BrokerName;
 
-    /// Whether [`Committer::commit`] makes outputs on this same broker and the cursor durable in one step.
-    fn commits_atomically(&self) -> bool;
-
-    /// Why they do not become durable in one step, for operators; `None` if they do.
-    fn commits_apart(&self) -> Option<&'static str> {
-        (!self.commits_atomically()).then_some("it cannot commit outputs and cursor together")
-    }
+    /// Why [`Committer::commit`] does not make outputs on this same broker and the cursor durable in one step, for
+    /// operators; `None` if it does.
+    fn commits_apart(&self) -> Option<&'static str>;
 
     /// How many batches of a lane one commit takes at most: more where a commit costs much whatever its size.
     fn batches_per_commit_max(&self) -> usize {

@@ -263,8 +263,8 @@ impl Broker for Watched {
         self.memory.name()
     }
 
-    fn commits_atomically(&self) -> bool {
-        self.memory.commits_atomically()
+    fn commits_apart(&self) -> Option<&'static str> {
+        self.memory.commits_apart()
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {

@@ -400,8 +400,8 @@ impl Broker for Odd {
         &self.name
     }
 
-    fn commits_atomically(&self) -> bool {
-        false
+    fn commits_apart(&self) -> Option<&'static str> {
+        Some("it is odd")
     }
 
     async fn ensure_topic(&self, topic: &TopicName, _: &TopicSpec) -> Result<TopicInfo, BrokerError> {
