@@ -1,12 +1,12 @@
-//! A host that shares its work with nobody: every partition is its own.
+//! A host that shares its work with nobody: every partition is its own. And what others have in common with it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use synapse_core::broker::{Ending, LaneKey};
-use synapse_core::share::{Membership, Share};
-use synapse_core::{Broker, BrokerError, TopicPartition, TopicPath};
+use synapse_core::share::{LanePlace, Membership, Share};
+use synapse_core::{Broker, BrokerError, Offset, TopicPartition, TopicPath};
 use tokio::time::Instant;
 
 /// How often topics are asked for new partitions.
@@ -50,8 +50,7 @@ pub(crate) async fn partitions(broker: &dyn Broker, share: &Share) -> Result<BTr
     let mut all = BTreeSet::new();
     for topic in &share.topics {
         let count = broker.topic(topic).await?.map_or(0, |info| info.partitions.len() as u32);
-        let path = TopicPath { broker: broker.name().clone(), topic: topic.clone() };
-        all.extend((0..count).map(|partition| TopicPartition { topic: path.clone(), partition }));
+        all.extend(TopicPath { broker: broker.name().clone(), topic: topic.clone() }.partitions(count));
     }
     Ok(all)
 }
@@ -60,4 +59,15 @@ pub(crate) async fn partitions(broker: &dyn Broker, share: &Share) -> Result<BTr
 pub(crate) async fn lanes(broker: &dyn Broker, share: &Share) -> Result<Vec<LaneKey>, BrokerError> {
     let all = partitions(broker, share).await?;
     Ok(all.into_iter().map(|partition| LaneKey { pipeline: share.pipeline.clone(), partition }).collect())
+}
+
+/// The place of a lane where offsets are counts: `next` is the next to read, `None` if it has none yet; what is kept
+/// lies from `earliest` on, before `end`.
+pub(crate) fn place(partition: TopicPartition, next: Option<u64>, earliest: u64, end: u64) -> LanePlace {
+    LanePlace {
+        partition,
+        owner: None,
+        committed: next.and_then(|next| next.checked_sub(1)).map(Offset::Number),
+        lag: next.map(|next| end.saturating_sub(next.max(earliest))),
+    }
 }

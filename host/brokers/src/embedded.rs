@@ -501,16 +501,11 @@ impl Broker for EmbeddedLog {
             let span = self.partition(&lane.partition.topic.topic, lane.partition.partition)?.span();
             let stored = self.shared().store.record::<LaneRecord>(&LaneName::new(&lane).key());
             let stored = stored.map_err(|error| self.shared().unreadable("the place of a lane", error))?;
-            let next = match stored.as_ref().map(|record| record.place) {
-                Some(Place::Next(next)) => next,
-                Some(Place::Time(_)) | None => span.earliest,
-            };
-            places.push(LanePlace {
-                owner: None,
-                committed: next.checked_sub(1).map(Offset::Number),
-                lag: stored.map(|_| span.end.saturating_sub(next.max(span.earliest))),
-                partition: lane.partition,
+            let next = stored.map(|record| match record.place {
+                Place::Next(next) => next,
+                Place::Time(_) => span.earliest,
             });
+            places.push(alone::place(lane.partition, next, span.earliest, span.end));
         }
         Ok(places)
     }

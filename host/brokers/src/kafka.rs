@@ -9,7 +9,7 @@
 //! Events are written in CloudEvents' binary mode; a key goes to the partition that Kafka's own clients would choose.
 //! This module must not know the engine or other brokers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, TopicInfo};
 use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::{ReadFrom, TopicSpec};
 use synapse_core::topic::Label;
-use synapse_core::{Broker, BrokerError, BrokerName, Offset, Output, Source, TopicName, TopicPath};
+use synapse_core::{Broker, BrokerError, BrokerName, Offset, Output, Source, TopicName, TopicPartition, TopicPath};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -296,18 +296,20 @@ impl Broker for KafkaBroker {
     }
 
     async fn places(&self, share: &Share) -> Result<Vec<LanePlace>, BrokerError> {
-        let lanes = alone::lanes(self, share).await?;
-        let at = |lane: &LaneKey| (lane.partition.topic.topic.clone(), lane.partition.partition);
-        let places: Vec<(TopicName, u32)> = lanes.iter().map(at).collect();
+        let mut lanes = BTreeSet::new();
+        for topic in &share.topics {
+            let count = self.shared.topics.partitions(topic).await?.unwrap_or_default();
+            lanes.extend(TopicPath { broker: self.name().clone(), topic: topic.clone() }.partitions(count));
+        }
+        let places: Vec<(TopicName, u32)> = lanes.iter().map(|at| (at.topic.topic.clone(), at.partition)).collect();
         let group = self.shared.group(&share.pipeline)?;
         let (committed, spans) = (group.committed(&places).await?, self.shared.topics.spans(&places).await?);
         let members = group.members().await;
         let is_member = |host: &str| members.as_ref().is_none_or(|ids| ids.contains(&format!("synapse-{host}")));
-        let place = |((lane, committed), span): ((LaneKey, member::Committed), topics::Span)| LanePlace {
-            partition: lane.partition,
+        let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
+        let place = |((partition, committed), span): ((TopicPartition, member::Committed), topics::Span)| LanePlace {
             owner: lane::host_of(&committed.note).filter(|host| is_member(host)).map(str::to_owned),
-            committed: committed.next.and_then(|next| u64::try_from(next - 1).ok()).map(Offset::Number),
-            lag: committed.next.and_then(|next| u64::try_from(span.high - next.max(span.low)).ok()),
+            ..alone::place(partition, committed.next.map(count), count(span.low), count(span.high))
         };
         Ok(lanes.into_iter().zip(committed).zip(spans).map(place).collect())
     }

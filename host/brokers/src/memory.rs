@@ -286,17 +286,11 @@ impl Broker for MemoryBroker {
         let place = |lane: LaneKey| {
             let at = &lane.partition;
             let partition = self.partition(&state, &at.topic.topic, at.partition)?;
-            let stored = state.lanes.get(&lane);
-            let next = match stored.map(|lane| lane.place) {
-                Some(Place::Next(next)) => next,
-                Some(Place::Time(_)) | None => partition.earliest,
-            };
-            Ok(LanePlace {
-                owner: None,
-                committed: next.checked_sub(1).map(Offset::Number),
-                lag: stored.map(|_| partition.end().saturating_sub(next.max(partition.earliest))),
-                partition: lane.partition,
-            })
+            let next = state.lanes.get(&lane).map(|stored| match stored.place {
+                Place::Next(next) => next,
+                Place::Time(_) => partition.earliest,
+            });
+            Ok(alone::place(lane.partition, next, partition.earliest, partition.end()))
         };
         lanes.into_iter().map(place).collect()
     }

@@ -3,11 +3,13 @@
 //! Whoever builds these (the configuration, later the API) has checked names, ranges and references; nothing behind
 //! this module validates again. Two specs are equal exactly if a running pipeline need not be touched.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::pattern::Pattern;
+use crate::share::Share;
 use crate::time::Timestamp;
 use crate::topic::{BrokerName, Label, Offset, TopicPath};
 
@@ -228,6 +230,16 @@ pub struct Guarantee {
 }
 
 impl PipelineSpec {
+    /// The work on each broker that is read, as hosts share it.
+    pub fn shares(&self) -> BTreeMap<BrokerName, Share> {
+        let mut shares = BTreeMap::new();
+        for path in &self.from {
+            let empty = || Share { pipeline: self.name.clone(), topics: Vec::new(), read: self.read };
+            shares.entry(path.broker.clone()).or_insert_with(empty).topics.push(path.topic.clone());
+        }
+        shares
+    }
+
     /// The promise and the reason for it. `commits_apart` tells why a broker does not make outputs and cursor durable at
     /// once, if it does not.
     pub fn guarantee(&self, commits_apart: impl Fn(&BrokerName) -> Option<&'static str>) -> Guarantee {

@@ -122,6 +122,14 @@ impl TopicPath {
     }
 }
 
+impl TopicPath {
+    /// Its first `count` shards, in order.
+    pub fn partitions(&self, count: u32) -> impl Iterator<Item = TopicPartition> + use<> {
+        let topic = self.clone();
+        (0..count).map(move |partition| TopicPartition { topic: topic.clone(), partition })
+    }
+}
+
 impl fmt::Display for TopicPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.broker, self.topic)

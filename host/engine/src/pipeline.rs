@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use futures_util::future::{select_all, try_join_all};
 use synapse_core::broker::{BatchLimit, BrokerError, Brokers, Ending, LaneKey, LaneSpec};
-use synapse_core::share::{Membership, Share};
+use synapse_core::share::Membership;
 use synapse_core::spec::{PipelineSpec, PluginRef, TopicSpec};
 use synapse_core::stage::{Plugin, PluginError, PluginErrorKind, PluginInfo, PluginKind};
-use synapse_core::topic::{BrokerName, TopicName, TopicPartition, TopicPath};
+use synapse_core::topic::{BrokerName, TopicPartition, TopicPath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -263,11 +263,9 @@ impl Pipeline {
         let plugins = self.load(&self.spec).await?;
         // Instances that cannot be made should be known before any host relies on this one.
         self.loadout(&self.spec, &plugins).await?;
-        let mut sources: BTreeMap<BrokerName, Vec<TopicName>> = BTreeMap::new();
         for path in &self.spec.from {
             let spec = self.topic_spec(path).unwrap_or_default();
             self.shared.brokers.get(&path.broker)?.ensure_topic(&path.topic, &spec).await?;
-            sources.entry(path.broker.clone()).or_default().push(path.topic.clone());
         }
         // What is written to is made on the first write, unless the configuration says how it is kept.
         for topic in self.spec.to.iter().map(|sink| &sink.topic).chain([&self.spec.dead_letters]) {
@@ -276,8 +274,7 @@ impl Pipeline {
             }
         }
         let mut members = Vec::new();
-        for (broker, topics) in sources {
-            let share = Share { pipeline: self.spec.name.clone(), topics, read: self.spec.read };
+        for (broker, share) in self.spec.shares() {
             let membership = self.shared.brokers.get(&broker)?.join(&share).await?;
             members.push(Member { broker, membership, share: None });
         }

@@ -194,8 +194,7 @@ impl Registry {
         let mut all = BTreeSet::new();
         for topic in &self.share.topics {
             let count = self.shared.topics.layout(topic).await?.partitions();
-            let path = TopicPath { broker: self.shared.node.broker.clone(), topic: topic.clone() };
-            all.extend((0..count).map(|partition| TopicPartition { topic: path.clone(), partition }));
+            all.extend(TopicPath { broker: self.shared.node.broker.clone(), topic: topic.clone() }.partitions(count));
         }
         Ok(all)
     }

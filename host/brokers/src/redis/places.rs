@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use synapse_core::broker::LaneKey;
 use synapse_core::share::{LanePlace, Share};
 use synapse_core::spec::ReadMode;
-use synapse_core::{BrokerError, TopicName, TopicPartition, TopicPath};
+use synapse_core::{BrokerError, TopicName, TopicPath};
 
 use super::Shared;
 use super::group::host_of;
@@ -25,10 +25,10 @@ pub(super) async fn places(shared: &Shared, share: &Share) -> Result<Vec<LanePla
             continue;
         }
         let path = TopicPath { broker: shared.node.broker.clone(), topic: topic.clone() };
-        let lanes = (0..).zip(&layout.keys).map(|(partition, stream)| {
-            let partition = TopicPartition { topic: path.clone(), partition };
-            Lane::new(LaneKey { pipeline: share.pipeline.clone(), partition }, stream)
-        });
+        let lanes = path
+            .partitions(layout.partitions())
+            .zip(&layout.keys)
+            .map(|(partition, stream)| Lane::new(LaneKey { pipeline: share.pipeline.clone(), partition }, stream));
         places.extend(ask(shared, share, lanes.collect()).await?);
     }
     Ok(places)

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use synapse_core::broker::LaneKey;
-use synapse_core::share::{LanePlace, Share};
+use synapse_core::share::LanePlace;
 use synapse_core::spec::PipelineSpec;
-use synapse_core::topic::{BrokerName, Label, TopicName, TopicPartition};
+use synapse_core::topic::{Label, TopicPartition};
 use synapse_engine::{Health, LaneStatus, PipelineState, PipelineStatus};
 
 use super::problem::{Kind, Problem};
@@ -42,8 +42,7 @@ pub(super) async fn history(State(host): State<Host>, Name(name): Name) -> Resul
     for topic in &spec.from {
         let broker = host.broker(&topic.broker)?;
         let count = broker.topic(&topic.topic).await?.map_or(0, |info| info.partitions.len());
-        for partition in 0..u32::try_from(count).expect("partitions are counted by a u32") {
-            let partition = TopicPartition { topic: topic.clone(), partition };
+        for partition in topic.partitions(u32::try_from(count).expect("partitions are counted by a u32")) {
             let key = LaneKey { pipeline: spec.name.clone(), partition: partition.clone() };
             let boundaries = broker.boundaries(&key).await?.into_iter().map(|boundary| view::Boundary {
                 from: boundary.from,
@@ -135,14 +134,9 @@ fn elsewhere(partition: &TopicPartition) -> view::Lane {
 
 /// Where the pipeline's lanes are, whichever hosts work on them; a broker that is away leaves its own out.
 async fn places(host: &Host, spec: &PipelineSpec) -> Vec<LanePlace> {
-    let mut topics: BTreeMap<&BrokerName, Vec<TopicName>> = BTreeMap::new();
-    for path in &spec.from {
-        topics.entry(&path.broker).or_default().push(path.topic.clone());
-    }
     let mut places = Vec::new();
-    for (broker, topics) in topics {
-        let Ok(broker) = host.broker(broker) else { continue };
-        let share = Share { pipeline: spec.name.clone(), topics, read: spec.read };
+    for (broker, share) in spec.shares() {
+        let Ok(broker) = host.broker(&broker) else { continue };
         places.extend(broker.places(&share).await.unwrap_or_default());
     }
     places
