@@ -253,19 +253,19 @@ struct LaneCommitter {
 impl Committer for LaneCommitter {
     async fn commit(&mut self, effects: &Effects) -> Result<(), BrokerError> {
         let shared = &self.shared;
-        let mut outputs = Vec::with_capacity(effects.outputs.len());
-        for output in &effects.outputs {
-            shared.check_own(&output.topic)?;
-            outputs.push((output.clone(), shared.topics.made(&output.topic.topic).await?));
-        }
+        effects.outputs.iter().try_for_each(|output| shared.check_own(&output.topic))?;
         let last = effects.covered.iter().max().map(|&last| number(&shared.topics, last)).transpose()?;
         let next = last.map_or(self.next, |last| self.next.max(last + 1));
-        if outputs.is_empty() && effects.boundary.is_none() && next == self.next {
+        if effects.outputs.is_empty() && effects.boundary.is_none() && next == self.next {
             return Ok(());
         }
-        if !shared.exactly_once {
+        let mut outputs = Vec::new();
+        if shared.exactly_once {
+            for output in &effects.outputs {
+                outputs.push((output.clone(), shared.topics.made(&output.topic.topic).await?));
+            }
+        } else {
             shared.publish(&effects.outputs).await?;
-            outputs.clear();
         }
         let note = format!("{HOST}{}", shared.topics.cluster.host);
         self.lane.transact(outputs, effects.boundary.clone(), next, note).await?;

@@ -228,55 +228,50 @@ impl PartitionSource {
         self.assign()
     }
 
-    /// Takes what was fetched until the page is full.
-    fn take(&mut self, page: &mut Fill<'_>) -> Result<Took, RDKafkaErrorCode> {
+    /// Hands what was fetched to `sink` until it takes no more; a record that it does not take stays the next.
+    ///
+    /// # Errors
+    /// What keeps librdkafka from fetching; a place that is not there any more is mended instead.
+    async fn take(&mut self, mut sink: impl FnMut(Record<'_>) -> bool) -> Result<Took, BrokerError> {
         loop {
-            if page.is_full() {
-                return Ok(Took::Full);
-            }
             match self.queue.peek() {
                 None => return Ok(Took::All),
-                Some(Fetched::End(offset)) => {
-                    self.end = Some(offset);
+                Some(Fetched::End(offset)) => self.end = Some(offset),
+                Some(Fetched::Failed(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)) => {
                     self.queue.next();
+                    self.find_place().await?;
+                    continue;
                 }
                 Some(Fetched::Failed(code)) => {
-                    self.queue.next();
-                    return Err(code);
+                    return Err(self.place.topics.cluster.refused(&self.doing(), code, &code.to_string()));
                 }
                 Some(Fetched::Record(record)) => {
                     let offset = record.offset();
                     let passed = offset < self.next || self.not_before.is_some_and(|from| is_before(record, from));
                     if !passed {
-                        self.not_before = None;
-                        if !append(page, record) {
+                        if !sink(record) {
                             return Ok(Took::Full);
                         }
+                        self.not_before = None;
                     }
                     self.next = self.next.max(offset + 1);
-                    self.queue.next();
                 }
             }
+            self.queue.next();
         }
+    }
+
+    /// Waits until something was fetched; tells whether it was before `deadline`.
+    async fn wait(&mut self, deadline: Instant) -> bool {
+        timeout_at(deadline, self.wake.notified()).await.is_ok()
     }
 
     /// Fills a page until it is full, nothing more is there, or `deadline` passes without an entry.
     async fn fill(&mut self, page: &mut Fill<'_>, deadline: Instant) -> Result<(), BrokerError> {
         loop {
-            match self.take(page) {
-                Ok(Took::Full) => return Ok(()),
-                Ok(Took::All) if page.entries() > 0 || self.lost > 0 => return Ok(()),
-                Ok(Took::All) => {
-                    if timeout_at(deadline, self.wake.notified()).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                Err(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                    self.find_place().await?;
-                }
-                Err(code) => {
-                    return Err(self.place.topics.cluster.refused(&self.doing(), code, &code.to_string()));
-                }
+            let took = self.take(|record| !page.is_full() && append(page, record)).await?;
+            if took == Took::Full || page.entries() > 0 || self.lost > 0 || !self.wait(deadline).await {
+                return Ok(());
             }
         }
     }
@@ -288,39 +283,21 @@ impl PartitionSource {
         mut each: impl FnMut(&[u8], &[u8]),
     ) -> Result<(), BrokerError> {
         let deadline = Instant::now() + patience;
-        let (topic, partition) = (self.place.topic.clone(), self.place.partition);
-        let target = self.place.topics.span(&topic, partition).await?.high;
-        while self.next.max(self.end.unwrap_or_default()) < target {
-            match self.queue.peek() {
-                Some(Fetched::Record(record)) => {
-                    self.next = self.next.max(record.offset() + 1);
-                    each(record.key().unwrap_or_default(), record.value());
-                    self.queue.next();
-                }
-                Some(Fetched::End(offset)) => {
-                    self.end = Some(offset);
-                    self.queue.next();
-                }
-                Some(Fetched::Failed(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)) => {
-                    self.queue.next();
-                    self.find_place().await?;
-                }
-                Some(Fetched::Failed(code)) => {
-                    return Err(self.place.topics.cluster.refused(&self.doing(), code, &code.to_string()));
-                }
-                None => {
-                    if timeout_at(deadline, self.wake.notified()).await.is_err() {
-                        let code = RDKafkaErrorCode::OperationTimedOut;
-                        return Err(self.place.topics.cluster.refused(
-                            &self.doing(),
-                            code,
-                            "its end did not come in time",
-                        ));
-                    }
-                }
+        let target = self.place.topics.span(&self.place.topic, self.place.partition).await?.high;
+        loop {
+            let sink = |record: Record<'_>| {
+                each(record.key().unwrap_or_default(), record.value());
+                true
+            };
+            self.take(sink).await?;
+            if self.next.max(self.end.unwrap_or_default()) >= target {
+                return Ok(());
+            }
+            if !self.wait(deadline).await {
+                let (code, what) = (RDKafkaErrorCode::OperationTimedOut, "its end did not come in time");
+                return Err(self.place.topics.cluster.refused(&self.doing(), code, what));
             }
         }
-        Ok(())
     }
 }
 
