@@ -7,9 +7,9 @@
 //! pending ones belongs to nobody. So a new reader ends the connection of the one before it, whose id it finds noted
 //! down, before it looks.
 //!
-//! A consumer of ours is dead when its lease is gone; that is checked and its entries are claimed in one transaction
-//! that watches the lease, so a slow owner is never robbed. Other tools' consumers have no lease; they are dead when
-//! they were idle for longer than one lasts. Consumers are deleted only if they are ours, dead and hold no entries.
+//! A consumer of ours is dead when its lease is gone; one script looks and claims, so neither a slow owner is robbed nor
+//! another host that inherits from the same one. Other tools' consumers have no lease; they are dead when they were idle
+//! for longer than one lasts. Consumers are deleted only if they are ours, dead and hold no entries.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,13 +25,43 @@ use super::Shared;
 use super::command::{command, command_with_ids};
 use super::lane::LaneKeys;
 use super::page::{Entries, Pace, Page, Took};
-use super::resp::{EntryId, Reply, Scan, Scanner, Stop};
+use super::resp::{Reply, Scan, Scanner, Stop};
 use super::stream::stream_header;
-use super::topics::StreamInfo;
 use super::wire::Wire;
 
 /// How long a request waits on the server for entries, at most.
 const BLOCK_MAX: Duration = Duration::from_secs(5);
+/// Most entries that are claimed at once: a script holds up the server, and its calls take a few thousand arguments.
+const CLAIM_MAX: usize = 1_000;
+
+/// Claims entries of one consumer for another; with the key of a lease only if nobody holds it. Answers how many of them
+/// a trim had removed, and the others. Without any the consumer is deleted, if there is the key of its lease.
+const CLAIM: &[u8] = b"
+local stream, lease = KEYS[1], KEYS[2]
+local group, from, to, idle, count = unpack(ARGV)
+local ids, there, entries, gone = {}, {}, {}, 0
+if lease and redis.call('EXISTS', lease) == 1 then return {gone, entries} end
+for _, pending in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', count, from)) do
+    ids[#ids + 1] = pending[1]
+end
+if #ids == 0 then
+    if lease then redis.call('XGROUP', 'DELCONSUMER', stream, group, from) end
+    return {gone, entries}
+end
+for _, entry in ipairs(redis.call('XCLAIM', stream, group, to, idle, unpack(ids))) do
+    if entry then
+        entries[#entries + 1] = entry
+        there[entry[1]] = true
+    end
+end
+for _, id in ipairs(ids) do
+    if not there[id] then
+        redis.call('XACK', stream, group, id)
+        gone = gone + 1
+    end
+end
+return {gone, entries}
+";
 
 /// Reads as a consumer; see the module's page.
 pub(super) struct GroupSource {
@@ -49,8 +79,6 @@ pub(super) struct GroupSource {
     block: Duration,
     /// When dead consumers are looked for again.
     claim_at: Instant,
-    /// Entries that the claim on its way acknowledges since they were removed.
-    gone: u64,
     pace: Pace,
     alive: Arc<AtomicBool>,
 }
@@ -70,7 +98,7 @@ enum Phase {
     Idle,
     /// The beginning of that of `XREADGROUP`.
     Header,
-    /// That of an `XCLAIM` in a transaction.
+    /// That of [`CLAIM`].
     Claimed,
     Entries,
 }
@@ -98,7 +126,6 @@ impl GroupSource {
             asked: Instant::now(),
             block: BLOCK_MAX.min(shared.lease / 2),
             claim_at: Instant::now(),
-            gone: 0,
             pace: Pace::new(),
             alive,
         };
@@ -158,18 +185,23 @@ impl GroupSource {
             let mut scanner = Scanner::new(self.wire.unread());
             let scanned = match self.phase {
                 Phase::Claimed => claim_header(&mut scanner),
-                _ => stream_header(&mut scanner).map(|header| header.map(Some)),
+                _ => stream_header(&mut scanner).map(|header| header.map(|left| (0, left))),
             };
             let read = scanner.at();
-            match scanned {
+            let (gone, left) = match scanned {
                 Err(Stop::More) => return Ok(Took::More),
                 Err(Stop::Malformed(what)) => return Err(self.shared.node.garbled(&self.doing, what)),
                 Ok(Err(line)) => return Err(self.shared.node.refused(&self.doing, &line)),
-                Ok(Ok(None)) if self.phase == Phase::Claimed => self.gone = 0,
-                Ok(Ok(None | Some(0))) if self.stage == Stage::Own => self.stage = Stage::New,
-                Ok(Ok(left)) => self.entries.left = left.unwrap_or_default(),
+                Ok(Ok(header)) => header,
+            };
+            if self.stage == Stage::Own && left == 0 {
+                self.stage = Stage::New;
             }
-            page.lost += std::mem::take(&mut self.gone);
+            if self.phase == Phase::Claimed && gone == 0 && left == 0 {
+                self.claim_at = self.asked + self.shared.lease / 2;
+            }
+            self.entries.left = left;
+            page.lost += gone;
             self.wire.consume(read);
             self.phase = Phase::Entries;
         }
@@ -230,28 +262,28 @@ impl GroupSource {
         }
     }
 
-    /// Claims what one dead consumer left; tells whether the reply of an `XCLAIM` is on its way.
+    /// Claims what one dead consumer left; tells whether the reply of [`CLAIM`] is on its way.
     async fn claim(&mut self, limit: BatchLimit) -> Result<bool, BrokerError> {
         let doing = format!("look for entries that dead consumers of `{}` left", self.lane.pipeline);
         let arguments: &[&[u8]] =
             &[b"XINFO", b"CONSUMERS", self.stream.as_bytes(), self.lane.pipeline.as_str().as_bytes()];
         let consumers = self.wire.ask(&doing, arguments).await?;
-        for found in consumers.elements() {
+        let pending = |found: &Reply| found.field("pending").and_then(Reply::count).unwrap_or_default();
+        // What has none to give is only tidied up.
+        let (givers, empty): (Vec<_>, Vec<_>) = consumers.elements().iter().partition(|found| pending(found) > 0);
+        for found in givers.into_iter().chain(empty) {
             let name = found.field("name").and_then(Reply::text).unwrap_or_default();
-            let pending = found.field("pending").and_then(Reply::count).unwrap_or_default();
             let idle = Duration::from_millis(found.field("idle").and_then(Reply::count).unwrap_or_default());
-            let host = host_of(&name, &self.keys);
-            if name == self.consumer || (host.is_none() && (pending == 0 || idle < self.shared.lease)) {
+            if name == self.consumer {
                 continue;
             }
-            if let Some(host) = host
-                && !self.watch_absent(&doing, &self.keys.lease(ReadMode::Group, host)).await?
-            {
-                continue;
-            }
-            if pending == 0 {
-                self.delete_consumer(&doing, &name).await?;
-            } else if self.claim_from(&doing, &name, host.is_some(), limit).await? {
+            let lease = host_of(&name, &self.keys).map(|host| self.keys.lease(ReadMode::Group, host));
+            let dead = match &lease {
+                None => pending(found) > 0 && idle >= self.shared.lease,
+                Some(lease) => self.wire.ask(&doing, &[b"EXISTS", lease.as_bytes()]).await? == Reply::Integer(0),
+            };
+            if dead {
+                self.send_claim(&doing, &name, lease.as_deref(), limit).await?;
                 return Ok(true);
             }
         }
@@ -259,67 +291,26 @@ impl GroupSource {
         Ok(false)
     }
 
-    /// Watches a lease; tells whether nobody holds it.
-    async fn watch_absent(&mut self, doing: &str, lease: &str) -> Result<bool, BrokerError> {
-        self.wire.ask(doing, &[b"WATCH", lease.as_bytes()]).await?;
-        let absent = self.wire.ask(doing, &[b"EXISTS", lease.as_bytes()]).await? == Reply::Integer(0);
-        if !absent {
-            self.wire.ask(doing, &[b"UNWATCH"]).await?;
-        }
-        Ok(absent)
-    }
-
-    /// In one transaction with the watch on its lease. A consumer with entries by now is left for the next time.
-    async fn delete_consumer(&mut self, doing: &str, name: &str) -> Result<(), BrokerError> {
-        let (key, group) = (self.stream.as_bytes(), self.lane.pipeline.as_str().as_bytes());
-        let pending: &[&[u8]] = &[b"XPENDING", key, group, b"-", b"+", b"1", name.as_bytes()];
-        if !self.wire.ask(doing, pending).await?.elements().is_empty() {
-            return self.wire.ask(doing, &[b"UNWATCH"]).await.map(drop);
-        }
-        command(&mut self.wire.outbox, &[b"MULTI"]);
-        command(&mut self.wire.outbox, &[b"XGROUP", b"DELCONSUMER", key, group, name.as_bytes()]);
-        command(&mut self.wire.outbox, &[b"EXEC"]);
-        self.wire.exchange(doing, 3).await.map(drop)
-    }
-
-    /// Sends the claim; tells whether its reply is on its way.
-    async fn claim_from(
+    async fn send_claim(
         &mut self,
         doing: &str,
         name: &str,
-        ours: bool,
+        lease: Option<&str>,
         limit: BatchLimit,
-    ) -> Result<bool, BrokerError> {
-        let (key, group) = (self.stream.as_bytes(), self.lane.pipeline.as_str().as_bytes());
-        let count = self.pace.count(limit).to_string();
+    ) -> Result<(), BrokerError> {
+        let count = self.pace.count(limit).min(CLAIM_MAX).to_string();
         // A lease that is gone is proof enough; a foreign consumer proves itself dead by being idle.
-        let idle = if ours { "0".to_owned() } else { self.shared.lease_ms() };
-        let arguments: &[&[u8]] =
-            &[b"XPENDING", key, group, b"IDLE", idle.as_bytes(), b"-", b"+", count.as_bytes(), name.as_bytes()];
-        let listed = self.wire.ask(doing, arguments).await?;
-        let ids = listed.elements().iter().filter_map(|entry| entry.elements().first()?.id());
-        let ids: Vec<EntryId> = ids.collect();
-        let info = self.wire.exchange_one(doing, &[b"XINFO", b"STREAM", key]).await?;
-        let info = StreamInfo::read(&info).map_err(|line| self.shared.node.refused(doing, line))?;
-        let first = info.and_then(|info| info.first).unwrap_or(EntryId::MAX);
-        let (gone, ids): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| *id < first);
-        command(&mut self.wire.outbox, &[b"MULTI"]);
-        if !gone.is_empty() {
-            command_with_ids(&mut self.wire.outbox, &[b"XACK", key, group], &gone);
+        let idle = if lease.is_some() { "0".to_owned() } else { self.shared.lease_ms() };
+        let mut arguments: Vec<&[u8]> = vec![b"EVAL", CLAIM];
+        match lease {
+            Some(lease) => arguments.extend([b"2", self.stream.as_bytes(), lease.as_bytes()]),
+            None => arguments.extend([&b"1"[..], self.stream.as_bytes()]),
         }
-        if !ids.is_empty() {
-            let arguments: &[&[u8]] = &[b"XCLAIM", key, group, self.consumer.as_bytes(), idle.as_bytes()];
-            command_with_ids(&mut self.wire.outbox, arguments, &ids);
-        }
-        command(&mut self.wire.outbox, &[b"EXEC"]);
-        self.wire.send(doing).await?;
-        for _ in 0..1 + usize::from(!gone.is_empty()) + usize::from(!ids.is_empty()) {
-            let queued = self.wire.reply(doing).await?;
-            self.shared.node.checked(doing, queued)?;
-        }
-        self.gone = gone.len() as u64;
+        arguments.extend([self.lane.pipeline.as_str().as_bytes(), name.as_bytes(), self.consumer.as_bytes()]);
+        arguments.extend([idle.as_bytes(), count.as_bytes()]);
+        command(&mut self.wire.outbox, &arguments);
         self.asked = Instant::now();
-        Ok(true)
+        self.wire.send(doing).await
     }
 }
 
@@ -356,21 +347,14 @@ pub(super) fn host_of<'n>(consumer: &'n str, keys: &LaneKeys) -> Option<&'n str>
     consumer.strip_suffix(keys.name.as_str())?.strip_suffix(':')
 }
 
-/// The beginning of the reply of a transaction of `XACK` and `XCLAIM`, or one of them: how many entries follow; nothing
-/// was done if the consumer came back to life.
-fn claim_header(scanner: &mut Scanner<'_>) -> Scan<Result<Option<usize>, Vec<u8>>> {
+/// The beginning of the reply of [`CLAIM`]: how many entries were removed, and how many follow; or the server's error.
+fn claim_header(scanner: &mut Scanner<'_>) -> Scan<Result<(u64, usize), Vec<u8>>> {
     if let Some(line) = scanner.error()? {
         return Ok(Err(line.to_vec()));
     }
-    let Some(count) = scanner.array()? else { return Ok(Ok(None)) };
-    for _ in 0..count {
-        if let Some(line) = scanner.error()? {
-            return Ok(Err(line.to_vec()));
-        }
-        if scanner.is_array()? {
-            return scanner.array().map(|entries| Ok(Some(entries.unwrap_or_default())));
-        }
-        scanner.outcome()?;
+    if scanner.array()? != Some(2) {
+        return Err(Stop::Malformed("a claim is not a count and entries"));
     }
-    Ok(Ok(Some(0)))
+    let gone = scanner.integer()?.try_into().unwrap_or_default();
+    Ok(Ok((gone, scanner.array()?.unwrap_or_default())))
 }

@@ -122,11 +122,6 @@ impl<'a> Scanner<'a> {
         if self.peek()? == b'-' { self.line().map(Some) } else { Ok(None) }
     }
 
-    /// Whether an array comes next.
-    pub(super) fn is_array(&self) -> Scan<bool> {
-        Ok(self.peek()? == b'*')
-    }
-
     /// The rest of a line behind its first byte, without its end.
     fn line(&mut self) -> Scan<&'a [u8]> {
         let rest = &self.bytes[self.at + 1..];

@@ -161,6 +161,46 @@ async fn the_dead_are_inherited_and_the_slow_are_not_robbed() {
     assert_eq!(unique.len(), read.len(), "{read:?}");
 }
 
+/// Several hosts find the same dead one at once: each of its entries comes to one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn heirs_do_not_rob_each_other() {
+    const EVENTS: usize = 600;
+    let server = RedisServer::start(&[]);
+    let dead = server.peer("dead").await;
+    publish(&dead, "in", 0..EVENTS).await;
+    let spec = lane("in", ReadMode::Group);
+    let (dead_committer, mut source) = open(&dead, &spec).await;
+    next(&mut *source, EVENTS).await;
+    let mut heirs = Vec::new();
+    for host in ["one", "two", "three", "four"] {
+        let broker = server.peer(host).await;
+        let (committer, source) = open(&broker, &spec).await;
+        heirs.push((broker, committer, source));
+    }
+    drop((dead_committer, source));
+    dead.close().await;
+    let few = synapse_core::broker::BatchLimit { events_max: 7, ..LIMIT };
+    let mut inherit = tokio::task::JoinSet::new();
+    for (broker, mut committer, mut source) in heirs {
+        inherit.spawn(async move {
+            let (mut read, mut waited) = (Vec::new(), 0);
+            // A claim is looked for again after half a lease.
+            while waited < 2 {
+                let page = source.poll(few, 2 * LEASE).await.unwrap();
+                waited = if page.offsets.is_empty() { waited + 1 } else { 0 };
+                read.extend(page.events.events().map(|event| event.id().to_owned()));
+                committer.commit(&covering(&page.offsets, Vec::new())).await.unwrap();
+            }
+            drop(broker);
+            read
+        });
+    }
+    let mut read: Vec<_> = inherit.join_all().await.into_iter().flatten().collect();
+    read.sort_by_key(|id| id.parse::<usize>().unwrap());
+    assert_eq!(read, ids(0..EVENTS));
+    assert!(server.cli(&["XPENDING", "in", "pipe"]).starts_with('0'));
+}
+
 /// What the dead left and a trim removed is counted by who inherits.
 #[tokio::test]
 async fn trimmed_entries_of_the_dead_are_counted() {
