@@ -115,6 +115,9 @@ fn carry_out(case: &Case, plan: &Plan) -> Result<Observed> {
     let mut fault = scene.take_fault();
     let mut world = World::start(scene, *plan, Random::new(plan.seed))?;
     let observed = observe(&mut world, &mut *fault, case, started).with_context(|| world.log_tails());
+    if !observed.as_ref().is_ok_and(|observed| observed.breaks.is_empty()) {
+        world.keep_logs(case.name)?;
+    }
     // What the fault holds, such as servers, outlives the hosts.
     drop(world);
     observed
@@ -142,20 +145,17 @@ fn observe(
     let (first_output_after, caught_up_after) = world.arrivals().since(mended, before.map(|(receipt, _)| receipt));
     if breaks.is_empty() {
         world.end()?;
-    } else {
-        world.keep_logs(case.name)?;
     }
     let notes = std::mem::take(&mut world.notes);
     Ok(Observed { finding, breaks, notes, first_output_after, caught_up_after, took: started.elapsed() })
 }
 
-/// Waits until everything in the source has come to its end, or does not within patience; what it comes to is the same
-/// question for both.
+/// Waits until everything in the source has come to its end, or nothing more does within patience; what it comes to is
+/// the same question for both.
 fn settle(world: &World, sent: &crate::load::Sent) -> Result<Account> {
     let source = world.source().read_all()?;
-    let begun = Instant::now();
+    let (mut arrived, mut last) = (world.arrivals().number(), Instant::now());
     loop {
-        let arrived = world.arrivals().number();
         std::thread::sleep(QUIET);
         let account = Account {
             sent: sent.all.clone(),
@@ -166,8 +166,10 @@ fn settle(world: &World, sent: &crate::load::Sent) -> Result<Account> {
             trimmed: world.trimmed()?,
             kind: world.kind(),
         };
-        let settled = account.is_settled() && world.arrivals().number() == arrived;
-        if settled || begun.elapsed() > PATIENCE {
+        let before = std::mem::replace(&mut arrived, world.arrivals().number());
+        if arrived > before {
+            last = Instant::now();
+        } else if account.is_settled() || last.elapsed() > PATIENCE {
             return Ok(account);
         }
     }

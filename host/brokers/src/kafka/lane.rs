@@ -14,7 +14,8 @@
 //! Whatever fails, the producer is thrown away; the next one finds out what became of its last transaction before it
 //! reads the offsets.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::consumer::ConsumerGroupMetadata;
@@ -24,15 +25,19 @@ use rdkafka::{Offset as NativeOffset, TopicPartitionList};
 use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, Reading};
 use synapse_core::spec::{ReadFrom, Start};
 use synapse_core::{BrokerError, Committer, Effects, Offset, Output, Timestamp, TopicName};
-use tokio::time::Instant;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
+use super::Shared;
 use super::member::{Committed, Group};
 use super::publish::{
     DELIVERIES_LOOK, Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native,
 };
 use super::reader::number;
-use super::{Shared, drop_elsewhere};
 use crate::rows::key_of;
+
+/// How much longer than it was given a call of librdkafka's may take.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Takes the lane over and finds its place.
 pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLane, BrokerError> {
@@ -40,7 +45,7 @@ pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLa
     shared.check_own(&at.topic)?;
     shared.topics.check_partition(&at.topic.topic, at.partition).await?;
     let group = shared.group(&spec.key.pipeline)?;
-    let lane = Arc::new(Lane::fence(shared, &spec.key, group).await?);
+    let lane = Lane::fence(shared, &spec.key, group).await?;
     let place = [(at.topic.topic.clone(), at.partition)];
     let found = lane.group.committed(&place).await?.pop().unwrap_or_default();
     let begin = Begin::find(shared, spec, &found).await?;
@@ -102,13 +107,17 @@ fn time_of(note: &str) -> Option<Timestamp> {
     micros.parse().ok().map(Timestamp::from_micros)
 }
 
-/// A lane that this host has.
+/// Something to do with a lane's producer.
+type Call = Box<dyn FnOnce(&BaseProducer<ProducerSide>) + Send>;
+
+/// A lane that this host has. Its producer lives on a thread of its own, since its calls block: once the lane is dropped
+/// that thread ends what it is at and closes the producer. Should librdkafka never come back from a call, the thread and
+/// the producer are left behind.
 struct Lane {
     shared: Arc<Shared>,
     key: LaneKey,
     group: Arc<Group>,
-    /// `None` only while it is being dropped.
-    producer: Option<Arc<BaseProducer<ProducerSide>>>,
+    calls: mpsc::Sender<Call>,
 }
 
 impl Lane {
@@ -118,34 +127,54 @@ impl Lane {
         let at = &key.partition;
         let id = format!("synapse/{}/{}/{}", key.pipeline, at.topic.topic, at.partition);
         let producer = cluster.transactional(&id).create_with_context(ProducerSide(cluster.context()));
-        let producer = Arc::new(producer.map_err(|error| cluster.failed("make a producer", &error))?);
-        let lane = Self { shared: Arc::clone(shared), key: key.clone(), group, producer: Some(producer) };
-        let timeout = 3 * cluster.timeout;
-        lane.blocking("open", move |producer, _| producer.init_transactions(timeout)).await?;
+        let producer = producer.map_err(|error| cluster.failed("make a producer", &error))?;
+        let (calls, called) = mpsc::channel::<Call>();
+        let work = move || called.iter().for_each(|call| call(&producer));
+        let thread = std::thread::Builder::new().name("kafka-lane".to_owned()).spawn(work);
+        thread.map_err(|error| cluster.invalid(format_args!("a thread cannot be started: {error}")))?;
+        let lane = Self { shared: Arc::clone(shared), key: key.clone(), group, calls };
+        let patience = 3 * cluster.timeout;
+        lane.call("open", patience, move |producer, _| producer.init_transactions(patience)).await?;
         Ok(lane)
     }
 
-    /// Runs what blocks off the reactor. What is begun runs to its end, also if nobody waits any more.
-    async fn blocking(
+    /// Has something done with the producer. What is begun goes on, also if nobody waits any more: the lane is opened
+    /// again with another producer then, whose epoch shuts this one out.
+    ///
+    /// # Errors
+    /// What librdkafka says, or `Unavailable` if it says nothing within `patience`.
+    async fn call(
         &self,
         doing: &str,
+        patience: Duration,
         run: impl FnOnce(&BaseProducer<ProducerSide>, &ConsumerGroupMetadata) -> KafkaResult<()> + Send + 'static,
     ) -> Result<(), BrokerError> {
-        let producer = Arc::clone(self.producer.as_ref().expect("it goes only when the lane is dropped"));
-        let group = Arc::clone(&self.group);
+        let cluster = &self.shared.topics.cluster;
         let doing = format!("{doing} lane `{}`", self.key);
-        let cluster = Arc::clone(&self.shared.topics.cluster);
-        let run = move || {
-            run(&producer, group.metadata()).map_err(|error| {
-                // A producer that is done for says why only when it is asked.
-                match (error.rdkafka_error_code(), producer.client().fatal_error()) {
-                    (Some(code), Some((cause, reason))) if code != cause => cluster.refused(&doing, cause, &reason),
-                    _ => cluster.failed(&doing, &error),
-                }
-            })
+        let (tell, told) = oneshot::channel();
+        let call = {
+            let (cluster, group, doing) = (Arc::clone(cluster), Arc::clone(&self.group), doing.clone());
+            move |producer: &BaseProducer<ProducerSide>| {
+                let done = run(producer, group.metadata()).map_err(|error| {
+                    // A producer that is done for says why only when it is asked.
+                    match (error.rdkafka_error_code(), producer.client().fatal_error()) {
+                        (Some(code), Some((cause, reason))) if code != cause => cluster.refused(&doing, cause, &reason),
+                        _ => cluster.failed(&doing, &error),
+                    }
+                });
+                // Nobody waits any more if it took too long.
+                let _ = tell.send(done);
+            }
         };
-        let ran = tokio::task::spawn_blocking(run).await;
-        ran.map_err(|panic| self.shared.topics.cluster.invalid(panic))?
+        let called = self.calls.send(Box::new(call)).is_ok();
+        match timeout(patience + GRACE, told).await {
+            Ok(Ok(done)) if called => done,
+            Ok(_) => Err(cluster.invalid(format_args!("could not {doing}: the thread of its producer has ended"))),
+            Err(_) => {
+                tracing::warn!(lane = %self.key, "librdkafka does not answer; its producer is left behind");
+                Err(cluster.refused(&doing, RDKafkaErrorCode::OperationTimedOut, "librdkafka does not answer"))
+            }
+        }
     }
 
     /// One transaction: these outputs, a boundary, and the group's offset.
@@ -156,38 +185,53 @@ impl Lane {
         next: i64,
         note: String,
     ) -> Result<(), BrokerError> {
+        let deadline = Instant::now() + 3 * self.shared.topics.cluster.timeout;
+        let transacted = self.transact_until(deadline, outputs, boundary, next, note).await;
+        if transacted.is_err() {
+            // Readers need not wait for its time to run out. If this fails, too, whoever opens the lane next gives the
+            // transaction up.
+            let abort = move |producer: &BaseProducer<ProducerSide>| drop(producer.abort_transaction(left(deadline)));
+            let _ = self.calls.send(Box::new(abort));
+        }
+        transacted
+    }
+
+    async fn transact_until(
+        &self,
+        deadline: Instant,
+        outputs: Vec<(Output, u32)>,
+        boundary: Option<Boundary>,
+        next: i64,
+        note: String,
+    ) -> Result<(), BrokerError> {
         let boundary = boundary.map(|boundary| self.shared.changelog.record(&self.key, &boundary));
-        let (topic, partition) = (self.key.partition.topic.topic.clone(), native(self.key.partition.partition));
-        let timeout = 3 * self.shared.topics.cluster.timeout;
-        self.blocking("commit", move |producer, group| {
-            let deadline = Instant::now() + timeout;
+        let produce = move |producer: &BaseProducer<_>, _: &_| {
             producer.begin_transaction()?;
-            let done = send(producer, &outputs, boundary.as_ref(), deadline).and_then(|()| {
-                let mut offsets = TopicPartitionList::with_capacity(1);
-                let mut offset = offsets.add_partition(topic.as_str(), partition);
-                offset.set_offset(NativeOffset::Offset(next))?;
-                offset.set_metadata(&note);
-                again(deadline, || producer.send_offsets_to_transaction(&offsets, group, left(deadline)))?;
-                again(deadline, || producer.commit_transaction(left(deadline)))
-            });
-            if done.is_err() {
-                // If this fails, too, whoever opens the lane next gives the transaction up.
-                let _ = producer.abort_transaction(left(deadline));
-            }
-            done
-        })
-        .await
+            send(producer, &outputs, boundary.as_ref(), deadline)
+        };
+        self.call("write outputs of", left(deadline), produce).await?;
+
+        let (topic, partition) = (self.key.partition.topic.topic.clone(), native(self.key.partition.partition));
+        // This call forgets its time when the group's coordinator goes away under it (librdkafka's issues 5456 and 5511),
+        // so it gets less of it: nothing but a new producer helps then.
+        let patience = self.shared.topics.cluster.timeout.min(left(deadline));
+        let offsets_by = Instant::now() + patience;
+        let position = move |producer: &BaseProducer<_>, group: &_| {
+            let mut offsets = TopicPartitionList::with_capacity(1);
+            let mut offset = offsets.add_partition(topic.as_str(), partition);
+            offset.set_offset(NativeOffset::Offset(next))?;
+            offset.set_metadata(&note);
+            again(offsets_by, || producer.send_offsets_to_transaction(&offsets, group, left(offsets_by)))
+        };
+        self.call("write the position of", patience, position).await?;
+
+        let commit =
+            move |producer: &BaseProducer<_>, _: &_| again(deadline, || producer.commit_transaction(left(deadline)));
+        self.call("commit", left(deadline), commit).await
     }
 }
 
-impl Drop for Lane {
-    fn drop(&mut self) {
-        // Closing waits for librdkafka's threads.
-        drop_elsewhere(self.producer.take());
-    }
-}
-
-fn left(deadline: Instant) -> std::time::Duration {
+fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
@@ -244,7 +288,7 @@ fn send(
 
 struct LaneCommitter {
     shared: Arc<Shared>,
-    lane: Arc<Lane>,
+    lane: Lane,
     /// The next offset to read, as it was committed last.
     next: i64,
 }
