@@ -10,7 +10,7 @@
 //! This module must not know the engine or other brokers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -102,7 +102,7 @@ struct Shared {
     readers: Arc<Readers>,
     changelog: Changelog,
     groups: Groups,
-    publisher: Arc<BaseProducer<ProducerSide>>,
+    publisher: Arc<Publisher>,
     exactly_once: bool,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -125,9 +125,7 @@ impl KafkaBroker {
         }
         let topics = Arc::new(Topics::new(&cluster)?);
         let readers = Arc::new(Readers::new(Arc::clone(&topics)));
-        let publisher = cluster.producer().create_with_context(ProducerSide(cluster.context()));
-        let publisher: Arc<BaseProducer<ProducerSide>> =
-            Arc::new(publisher.map_err(|error| cluster.failed("make a producer", &error))?);
+        let publisher = Arc::new(Publisher::new(&cluster)?);
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             changelog: Changelog::new(&topics, &readers),
@@ -141,8 +139,8 @@ impl KafkaBroker {
         });
         let (publisher, stopped) = (Arc::clone(&shared.publisher), stop.clone());
         let deliver = move || {
-            while !stopped.is_cancelled() {
-                publisher.poll(DELIVERIES_WAIT);
+            while !stopped.is_cancelled() || publisher.current().in_flight_count() > 0 {
+                publisher.current().poll(DELIVERIES_WAIT);
             }
         };
         let thread = std::thread::Builder::new().name("kafka-publisher".to_owned()).spawn(deliver);
@@ -158,6 +156,38 @@ async fn serve(topics: Arc<Topics>, readers: Arc<Readers>, stop: CancellationTok
         topics.serve();
         readers.serve();
         topics.trim_due().await;
+    }
+}
+
+/// Publishes outside of transactions, for all of the host.
+struct Publisher {
+    cluster: Arc<Cluster>,
+    producer: Mutex<Arc<BaseProducer<ProducerSide>>>,
+}
+
+impl Publisher {
+    fn new(cluster: &Arc<Cluster>) -> Result<Self, BrokerError> {
+        Ok(Self { cluster: Arc::clone(cluster), producer: Mutex::new(Self::make(cluster)?) })
+    }
+
+    fn make(cluster: &Cluster) -> Result<Arc<BaseProducer<ProducerSide>>, BrokerError> {
+        let producer = cluster.producer().create_with_context(ProducerSide(cluster.context()));
+        producer.map(Arc::new).map_err(|error| cluster.failed("make a producer", &error))
+    }
+
+    /// The producer, another one once it is done for: an idempotent one is, for example, when the server has forgotten
+    /// what it sent.
+    fn current(&self) -> Arc<BaseProducer<ProducerSide>> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, reason)) = producer.client().fatal_error() {
+            tracing::warn!(broker = %self.cluster.broker, %reason, "the publisher is done for and made anew");
+            match Self::make(&self.cluster) {
+                // What it had not delivered is told to have failed when it is dropped.
+                Ok(new) => drop_elsewhere(std::mem::replace(&mut *producer, new)),
+                Err(error) => tracing::error!(broker = %self.cluster.broker, %error, "it cannot be made"),
+            }
+        }
+        Arc::clone(&producer)
     }
 }
 
@@ -182,6 +212,7 @@ impl Shared {
     /// Publishes, in order; returns once all is durable, with the position of each row of each output.
     async fn publish(&self, outputs: &[Output]) -> Result<Vec<Vec<(u32, Offset)>>, BrokerError> {
         let deadline = Instant::now() + 3 * self.topics.cluster.timeout;
+        let publisher = self.publisher.current();
         let mut all = Vec::with_capacity(outputs.len());
         for output in outputs {
             self.check_own(&output.topic)?;
@@ -191,7 +222,7 @@ impl Shared {
             for event in output.events.events() {
                 let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
                 rows.push(partition);
-                self.send(topic, partition, Outgoing::Event(event), &deliveries, deadline).await?;
+                self.send(&publisher, topic, partition, Outgoing::Event(event), &deliveries, deadline).await?;
             }
             all.push((topic, rows, deliveries));
         }
@@ -211,6 +242,7 @@ impl Shared {
 
     async fn send(
         &self,
+        publisher: &Arc<BaseProducer<ProducerSide>>,
         topic: &TopicName,
         partition: u32,
         record: Outgoing<'_>,
@@ -219,7 +251,7 @@ impl Shared {
     ) -> Result<(), BrokerError> {
         let doing = || format!("publish to topic `{topic}`");
         loop {
-            let sent = record.send(&self.publisher, topic.as_str(), partition, deliveries);
+            let sent = record.send(publisher, topic.as_str(), partition, deliveries);
             match sent.map_err(|error| self.topics.cluster.failed(&doing(), &error))? {
                 Sent::Yes => return Ok(()),
                 _ if Instant::now() > deadline => {
@@ -228,7 +260,7 @@ impl Shared {
                 }
                 Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
                 Sent::Unknown => {
-                    let (publisher, name) = (Arc::clone(&self.publisher), topic.to_string());
+                    let (publisher, name) = (Arc::clone(publisher), topic.to_string());
                     let timeout = self.topics.cluster.timeout;
                     let asked = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &name, timeout));
                     // It is tried again in any case.
@@ -290,7 +322,7 @@ impl Broker for KafkaBroker {
     }
 
     async fn join(&self, share: &Share) -> Result<Box<dyn Membership>, BrokerError> {
-        let (membership, member) = self.shared.group(&share.pipeline)?.join(share)?;
+        let (membership, member) = self.shared.group(&share.pipeline)?.join(share).await?;
         self.shared.tasks.spawn(member.run(self.shared.stop.clone()));
         Ok(Box::new(membership))
     }
@@ -331,7 +363,7 @@ impl Broker for KafkaBroker {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
-        let (publisher, timeout) = (Arc::clone(&self.shared.publisher), self.shared.topics.cluster.timeout);
+        let (publisher, timeout) = (self.shared.publisher.current(), self.shared.topics.cluster.timeout);
         // What is not acknowledged by now was not acknowledged to anyone.
         let _ = tokio::task::spawn_blocking(move || publisher.flush(timeout)).await;
     }

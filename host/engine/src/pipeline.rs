@@ -18,7 +18,7 @@ use synapse_core::spec::{PipelineSpec, PluginRef, TopicSpec};
 use synapse_core::stage::{Plugin, PluginError, PluginErrorKind, PluginInfo, PluginKind};
 use synapse_core::topic::{BrokerName, TopicPartition, TopicPath};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::flow::{Plan, StagePlan};
@@ -176,7 +176,7 @@ pub(crate) async fn run(
                 Some(Command::PluginChanged(path)) => pipeline.plugin_changed(&path).await,
                 None => break,
             },
-            Some(ended) = pipeline.tasks.join_next() => pipeline.lane_ended(ended).await,
+            Some(ended) = pipeline.tasks.join_next_with_id() => pipeline.lane_ended(ended).await,
             () = tokio::time::sleep(RESTART_WAIT), if retry => pipeline.try_again().await,
             (index, told) = next_share(&mut pipeline.members) => pipeline.share_told(index, told).await,
         }
@@ -334,7 +334,7 @@ impl Pipeline {
         }
         let deadline = Instant::now() + HAND_OVER_MAX;
         while lanes.iter().any(|lane| !lane.abort.is_finished()) {
-            match tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
                 Ok(Some(ended)) => self.lane_ended(ended).await,
                 Ok(None) => break,
                 Err(_) => {
@@ -524,9 +524,13 @@ impl Pipeline {
         reason
     }
 
-    async fn lane_ended(&mut self, ended: Result<TopicPartition, JoinError>) {
+    async fn lane_ended(&mut self, ended: Result<(task::Id, TopicPartition), JoinError>) {
         let reason = match ended {
-            Ok(partition) => {
+            Ok((id, partition)) => {
+                // One that was handed over may have a successor by now.
+                if self.lanes.get(&partition).is_none_or(|lane| lane.abort.id() != id) {
+                    return;
+                }
                 let Some(lane) = self.lanes.remove(&partition) else { return };
                 match lane.status.borrow().health.clone() {
                     Health::Stopped { reason } => format!("{partition}: {reason}"),

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey};
+use synapse_core::broker::{Boundary, LaneKey};
 use synapse_core::spec::ReadFrom;
 use synapse_core::{BrokerError, Offset, TopicName};
 use tokio::sync::{Mutex, OnceCell};
@@ -50,7 +50,8 @@ impl Changelog {
         state.boundaries.entry(name(lane)).or_default().insert(boundary.from, boundary.clone());
     }
 
-    /// Every boundary of a lane that is committed by now, oldest first.
+    /// Every boundary of a lane that is known to be committed, oldest first. One that another host has just committed is
+    /// there once the marks of its transaction are, and those of transactions that began before.
     pub(super) async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
         self.made.get_or_try_init(|| self.topics.make_compacted(&self.topic)).await?;
         let mut state = self.state.lock().await;
@@ -60,18 +61,13 @@ impl Changelog {
             // What is known already comes again, which changes nothing.
             None => self.readers.open_unchecked(&self.topic, 0, ReadFrom::Earliest).await?,
         };
-        let mut wrong = None;
         let keep = |key: &[u8], value: &[u8]| match read(key, value) {
             Ok((lane, boundary)) => drop(boundaries.entry(lane).or_default().insert(boundary.from, boundary)),
-            Err(what) => drop(wrong.get_or_insert(what)),
+            Err(what) => {
+                tracing::warn!(topic = %self.topic, "passing over a record that Synapse does not write: {what}");
+            }
         };
         reading.catch_up(3 * self.topics.cluster.timeout, keep).await?;
-        if let Some(what) = wrong {
-            return Err(self.topics.cluster.error(
-                BrokerErrorKind::Corrupt,
-                format_args!("the topic `{}` holds what Synapse does not write: {what}", self.topic),
-            ));
-        }
         *source = Some(reading);
         Ok(boundaries.get(&name(lane)).map(|found| found.values().cloned().collect()).unwrap_or_default())
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,10 +22,12 @@ use synapse_core::{BrokerError, BrokerName};
 use super::member::Rebalanced;
 
 /// Properties that Synapse sets itself, and why nobody else may.
-const OURS: [(&str, &str); 13] = [
+const OURS: [(&str, &str); 15] = [
     ("bootstrap.servers", "it is `bootstrap` of the broker"),
     ("metadata.broker.list", "it is `bootstrap` of the broker"),
     ("group.id", "a pipeline's group has the pipeline's name"),
+    ("client.id", "it names the host among the group's members"),
+    ("group.instance.id", "hosts with one configuration would all be the same member"),
     ("transactional.id", "each lane has one of its own, which is its fence"),
     ("enable.idempotence", "without it a retry could repeat and reorder events"),
     ("acks", "what is acknowledged has to be durable"),
@@ -58,6 +61,8 @@ pub(super) struct Cluster {
     pub(super) lease: Duration,
     pub(super) properties: BTreeMap<String, String>,
     complaints: Arc<Complaints>,
+    /// Whether the cluster has answered since the host began.
+    answered: AtomicBool,
 }
 
 /// What librdkafka said last about why it cannot go on: a call that fails then only says that it took too long.
@@ -73,7 +78,16 @@ impl Cluster {
         lease: Duration,
         properties: BTreeMap<String, String>,
     ) -> Self {
-        Self { broker, bootstrap, host, timeout, lease, properties, complaints: Arc::default() }
+        Self {
+            broker,
+            bootstrap,
+            host,
+            timeout,
+            lease,
+            properties,
+            complaints: Arc::default(),
+            answered: AtomicBool::new(false),
+        }
     }
 
     /// For clients that only read: no group is joined by it, though librdkafka wants one to be named.
@@ -180,6 +194,11 @@ impl Cluster {
         Context { rebalanced: Some(rebalanced), ..self.context() }
     }
 
+    /// The cluster has answered something that only those are told whom it lets in.
+    pub(super) fn has_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn error(&self, kind: BrokerErrorKind, message: impl fmt::Display) -> BrokerError {
         BrokerError { broker: self.broker.clone(), kind, message: message.to_string() }
     }
@@ -206,12 +225,17 @@ impl Cluster {
 
     /// As [`Cluster::failed`], by the code.
     pub(super) fn refused(&self, doing: &str, code: RDKafkaErrorCode, what: &str) -> BrokerError {
-        let (code, what) = match self.complaints.recent() {
-            // Why it took too long is in what it complained of.
-            Some((cause, reason)) if is_vague(code) => (cause, reason),
-            _ => (code, what.to_owned()),
+        let ((kind, remedy), what) = match self.complaints.recent() {
+            // Why it took too long is in what it complained of. It may be one server's complaint: who was let in once is
+            // let in again.
+            Some((cause, reason)) if is_vague(code) => match meaning(cause) {
+                (_, remedy) if self.answered.load(Ordering::Relaxed) => {
+                    ((BrokerErrorKind::Unavailable, remedy), reason)
+                }
+                refusal => (refusal, reason),
+            },
+            _ => (meaning(code), what.to_owned()),
         };
-        let (kind, remedy) = meaning(code);
         let bootstrap = &self.bootstrap;
         self.error(kind, format_args!("could not {doing} at {bootstrap}: {what}; {remedy}"))
     }
@@ -276,7 +300,7 @@ fn meaning(code: RDKafkaErrorCode) -> (BrokerErrorKind, &'static str) {
             (Invalid, "the server does not allow such a topic: check `topics` and the server's policies")
         }
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic => {
-            (Invalid, "there is no such topic: publish to it first, or write it down in the configuration")
+            (Unavailable, "the servers do not know the topic just now: see whether it was deleted")
         }
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => (
             Invalid,
@@ -379,5 +403,10 @@ mod tests {
         let error = cluster.failed("look", &timed_out);
         assert_eq!(error.kind, BrokerErrorKind::Refused);
         assert!(error.message.contains("Authentication failed") && !error.message.contains("secret"), "{error}");
+        // Of whom the cluster knows already it is one server's complaint.
+        cluster.has_answered();
+        let error = cluster.failed("look", &timed_out);
+        assert_eq!(error.kind, BrokerErrorKind::Unavailable);
+        assert!(error.message.contains("Authentication failed"), "{error}");
     }
 }

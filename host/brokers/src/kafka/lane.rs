@@ -22,7 +22,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{Offset as NativeOffset, TopicPartitionList};
-use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, Reading};
+use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, Reading};
 use synapse_core::spec::{ReadFrom, Start};
 use synapse_core::{BrokerError, Committer, Effects, Offset, Output, Timestamp, TopicName};
 use tokio::sync::oneshot;
@@ -45,6 +45,13 @@ pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLa
     shared.check_own(&at.topic)?;
     shared.topics.check_partition(&at.topic.topic, at.partition).await?;
     let group = shared.group(&spec.key.pipeline)?;
+    if group.is_anothers(at) {
+        let cluster = &shared.topics.cluster;
+        return Err(cluster.error(
+            BrokerErrorKind::Fenced,
+            format_args!("could not open lane `{}`: the group has given its partition to another host", spec.key),
+        ));
+    }
     let lane = Lane::fence(shared, &spec.key, group).await?;
     let place = [(at.topic.topic.clone(), at.partition)];
     let found = lane.group.committed(&place).await?.pop().unwrap_or_default();

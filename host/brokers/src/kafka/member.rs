@@ -21,7 +21,7 @@ use synapse_core::broker::Ending;
 use synapse_core::share::{Membership, Share};
 use synapse_core::topic::Label;
 use synapse_core::{BrokerError, TopicName, TopicPartition, TopicPath};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{Cluster, Context};
@@ -99,6 +99,10 @@ pub(super) struct Group {
     metadata: ConsumerGroupMetadata,
     rebalanced: Rebalanced,
     wake: Arc<Notify>,
+    /// Held by the one member that there may be, until it has left.
+    membership: Arc<tokio::sync::Mutex<()>>,
+    /// This host's partitions, while it is a member.
+    share: Mutex<Option<BTreeSet<TopicPartition>>>,
 }
 
 /// What is committed of a partition.
@@ -122,7 +126,25 @@ impl Group {
         consumer.set_nonempty_callback(move || waker.notify_one());
         let metadata = metadata_of_nobody(cluster, name)?;
         let consumer = Some(Arc::new(consumer));
-        Ok(Self { cluster: Arc::clone(cluster), name: name.clone(), consumer, metadata, rebalanced, wake })
+        Ok(Self {
+            cluster: Arc::clone(cluster),
+            name: name.clone(),
+            consumer,
+            metadata,
+            rebalanced,
+            wake,
+            membership: Arc::default(),
+            share: Mutex::default(),
+        })
+    }
+
+    fn share(&self) -> MutexGuard<'_, Option<BTreeSet<TopicPartition>>> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this host is a member and the partition is another one's: opening its lane would only shut that one out.
+    pub(super) fn is_anothers(&self, partition: &TopicPartition) -> bool {
+        self.share().as_ref().is_some_and(|share| !share.contains(partition))
     }
 
     fn consumer(&self) -> &Arc<BaseConsumer<Context>> {
@@ -165,8 +187,22 @@ impl Group {
         tokio::task::spawn_blocking(asked).await.ok().flatten()
     }
 
-    /// Joins the group for these topics; the task ends and leaves the group when the membership is dropped.
-    pub(super) fn join(self: &Arc<Self>, share: &Share) -> Result<(KafkaMembership, Member), BrokerError> {
+    /// What a member failed with; a client that is done for says why only when it is asked.
+    fn failed(&self, error: &KafkaError) -> BrokerError {
+        let doing = format!("share the work of group `{}`", self.name);
+        match self.consumer().client().fatal_error() {
+            Some((_, reason)) => self.cluster.invalid(format_args!(
+                "could not {doing} at {}: {reason}; check who else is in the group, and the broker's `client` table",
+                self.cluster.bootstrap
+            )),
+            None => self.cluster.failed(&doing, error),
+        }
+    }
+
+    /// Joins the group for these topics; the task ends and leaves the group when the membership is dropped. Waits until
+    /// an earlier member of this host has left.
+    pub(super) async fn join(self: &Arc<Self>, share: &Share) -> Result<(KafkaMembership, Member), BrokerError> {
+        let only = Arc::clone(&self.membership).lock_owned().await;
         self.rebalanced.0.leaving.store(false, Ordering::Release);
         self.rebalanced.asked().clear();
         let topics: Vec<&str> = share.topics.iter().map(TopicName::as_str).collect();
@@ -175,14 +211,9 @@ impl Group {
         let (tell, told) = watch::channel(Told::default());
         let (ended, has_ended) = watch::channel(0);
         let leave = CancellationToken::new();
-        let member = Member {
-            group: Arc::clone(self),
-            share: BTreeSet::new(),
-            tell,
-            has_ended,
-            giving_back: None,
-            leave: leave.clone(),
-        };
+        *self.share() = Some(BTreeSet::new());
+        let member =
+            Member { group: Arc::clone(self), _only: only, tell, has_ended, giving_back: None, leave: leave.clone() };
         Ok((KafkaMembership { told, seen: 0, ended, _leaving: leave.drop_guard() }, member))
     }
 }
@@ -257,7 +288,7 @@ impl Membership for KafkaMembership {
 /// The member itself, run as a task.
 pub(super) struct Member {
     group: Arc<Group>,
-    share: BTreeSet<TopicPartition>,
+    _only: OwnedMutexGuard<()>,
     tell: watch::Sender<Told>,
     has_ended: watch::Receiver<u64>,
     /// What is to be given back once the lanes of this change have ended.
@@ -278,8 +309,7 @@ impl Member {
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
             if let Err(error) = self.step() {
-                let failed =
-                    self.group.cluster.failed(&format!("share the work of group `{}`", self.group.name), &error);
+                let failed = self.group.failed(&error);
                 if failed.kind.ending() == Ending::Stop {
                     self.told(Some(Arc::new(failed)));
                 } else {
@@ -300,18 +330,22 @@ impl Member {
                 None => break,
                 Some(Asked::Take(partitions)) => {
                     take(&member, &partitions)?;
-                    let before = self.share.len();
-                    self.share.extend(self.named(&partitions));
+                    let grown = {
+                        let mut share = self.group.share();
+                        let share = share.get_or_insert_default();
+                        let before = share.len();
+                        share.extend(self.named(&partitions));
+                        share.len() > before
+                    };
                     // A rebalance may leave all as it was; the first is told even if there is nothing for this host.
-                    if self.share.len() > before || self.tell.borrow().number == 0 {
+                    if grown || self.tell.borrow().number == 0 {
                         self.told(None);
                     }
                 }
                 Some(Asked::GiveBack(partitions)) => {
                     let lost = member.assignment_lost();
-                    for partition in self.named(&partitions) {
-                        self.share.remove(&partition);
-                    }
+                    let named = self.named(&partitions);
+                    self.group.share().get_or_insert_default().retain(|partition| !named.contains(partition));
                     let number = self.told(None);
                     if lost {
                         // Others may have them already.
@@ -338,9 +372,8 @@ impl Member {
     }
 
     fn told(&self, failed: Option<Arc<BrokerError>>) -> u64 {
-        self.tell.send_modify(|told| {
-            *told = Told { number: told.number + 1, share: self.share.clone(), failed };
-        });
+        let share = self.group.share().clone().unwrap_or_default();
+        self.tell.send_modify(|told| *told = Told { number: told.number + 1, share, failed });
         self.tell.borrow().number
     }
 
@@ -362,9 +395,10 @@ impl Member {
                     break;
                 }
             }
-            self.group
+            *self.group.share() = None;
+            // The group itself goes with its last lane, and the next member may come.
+            self
         };
-        // The group itself goes with its last lane.
         let _ = tokio::task::spawn_blocking(leave).await;
     }
 }

@@ -87,7 +87,7 @@ impl Topics {
         let (consumer, timeout) = (Arc::clone(&self.consumer), self.cluster.timeout);
         let answer = tokio::task::spawn_blocking(move || question(&consumer, timeout)).await;
         let answer = answer.map_err(|panic| self.cluster.error(BrokerErrorKind::Unavailable, panic))?;
-        answer.map_err(|error| self.cluster.failed(doing, &error))
+        answer.inspect(|_| self.cluster.has_answered()).map_err(|error| self.cluster.failed(doing, &error))
     }
 
     /// Whether the cluster answers.

@@ -111,9 +111,12 @@ impl Nodes {
         let Some(cluster) = &self.cluster else { return Ok(Arc::clone(self.any())) };
         self.refresh(cluster, age_max).await?;
         let slot = slot(key);
-        let map = cluster.map();
+        let mut map = cluster.map();
         let range = map.ranges.range(slot..).next();
-        range.filter(|(_, (first, _))| *first <= slot).map(|(_, (_, node))| Arc::clone(node)).ok_or_else(|| {
+        let owner = range.filter(|(_, (first, _))| *first <= slot).map(|(_, (_, node))| Arc::clone(node));
+        owner.ok_or_else(|| {
+            // Somebody may have it by the next look.
+            map.asked = None;
             self.any().error(
                 BrokerErrorKind::Unavailable,
                 format_args!("no node of the cluster has slot {slot}; check it with redis-cli --cluster check"),

@@ -88,6 +88,8 @@ fn keys(topic: &TopicName, partitions: NonZeroU32) -> Vec<String> {
 struct Written {
     /// Whether its stream has another name now.
     renamed: bool,
+    /// Whether nothing belongs under its own name.
+    is_apart: bool,
 }
 
 impl Stored {
@@ -212,7 +214,9 @@ impl Topics {
         for _ in 0..CHANGES_MAX {
             let Some(written) = self.try_ensure(&mut wire, topic, spec, &doing).await? else { continue };
             self.remembered().remove(topic);
-            if written.renamed {
+            // Also what a host left behind that died on the way.
+            let kind = [&b"TYPE"[..], topic.as_str().as_bytes()];
+            if written.renamed || written.is_apart && wire.ask(&doing, &kind).await?.bytes() == Some(b"stream") {
                 sleep(2 * FRESH).await;
                 growth::sweep(&mut wire, topic, &first(topic), &doing).await?;
             }
@@ -240,9 +244,10 @@ impl Topics {
         let known = self.parse(topic, &self.control.node.checked(doing, replies[1].clone())?)?;
         let partitions = known.map_or(spec.partitions, |known| known.partitions.max(spec.partitions));
         let stored = Stored::new(partitions, &spec.retention);
+        let is_apart = partitions.get() > 1 && !self.control.nodes.is_cluster();
         if known == Some(stored) {
             wire.ask(doing, &[b"UNWATCH"]).await?;
-            return Ok(Some(Written { renamed: false }));
+            return Ok(Some(Written { renamed: false, is_apart }));
         }
         let grows = known.is_none_or(|known| known.partitions.get() == 1) && partitions.get() > 1;
         if grows && self.control.nodes.is_cluster() {
@@ -264,7 +269,7 @@ impl Topics {
             self.control.node.checked(doing, reply.clone())?;
         }
         let renamed = renames && done.elements().last().and_then(Reply::count) == Some(1);
-        Ok((done != Reply::Null).then_some(Written { renamed }))
+        Ok((done != Reply::Null).then_some(Written { renamed, is_apart }))
     }
 
     /// One topic, if it exists.

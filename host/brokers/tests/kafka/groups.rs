@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use synapse_core::Broker;
 use synapse_core::broker::BrokerErrorKind;
+use synapse_core::{Broker, Effects};
 
 use crate::support::*;
 
@@ -86,6 +86,35 @@ async fn a_lane_commits_while_others_join_and_leave() {
         others.await.unwrap();
         assert!(done > 10, "{done} commits");
     }
+}
+
+/// As when a pipeline is changed: its membership ends and begins again within moments.
+#[tokio::test]
+async fn a_host_may_leave_and_join_again_at_once() {
+    let one = broker("one");
+    let (topic, pipeline) = (topic(&one, 2).await, fresh("p"));
+    for _ in 0..4 {
+        let mut member = Host::join(&one, &pipeline, &topic).await;
+        assert_eq!(member.has(2).await, [0, 1]);
+    }
+    // Also before it has heard of its share.
+    drop(Host::join(&one, &pipeline, &topic).await);
+    assert_eq!(Host::join(&one, &pipeline, &topic).await.has(2).await, [0, 1]);
+}
+
+/// It would shut the rightful owner out, which would do the same.
+#[tokio::test]
+async fn a_host_does_not_take_a_lane_whose_partition_the_group_gave_to_another() {
+    let (one, two) = (broker("one"), broker("two"));
+    let (topic, pipeline) = (topic(&one, 2).await, fresh("p"));
+    let mut first = Host::join(&one, &pipeline, &topic).await;
+    let mut second = Host::join(&two, &pipeline, &topic).await;
+    let (mine, theirs) = (first.has(1).await[0], second.has(1).await[0]);
+    let (mut committer, _source) = open(&two, &lane(&pipeline, &topic, theirs)).await;
+    let taken = one.open_lane(&lane(&pipeline, &topic, theirs)).await;
+    assert_eq!(taken.err().map(|error| error.kind), Some(BrokerErrorKind::Fenced));
+    committer.commit(&Effects { outputs: vec![output(&topic, 0..1)], ..covering(&[]) }).await.unwrap();
+    open(&one, &lane(&pipeline, &topic, mine)).await;
 }
 
 #[tokio::test]

@@ -175,6 +175,22 @@ async fn what_is_published_while_a_topic_grows_is_read() {
     assert_eq!(server.cli(&["EXISTS", "in"]), "0");
 }
 
+/// The host that made a topic grow died before it swept: whoever makes sure of the topic next does.
+#[tokio::test]
+async fn what_was_left_under_the_old_name_is_swept_later() {
+    let server = RedisServer::start(&[]);
+    let (broker, other) = (server.broker().await, server.peer("other").await);
+    let (topic, late) = ("in".parse().unwrap(), "late".parse().unwrap());
+    let three = TopicSpec { partitions: 3.try_into().unwrap(), ..TopicSpec::default() };
+    broker.ensure_topic(&topic, &three).await.unwrap();
+    publish(&broker, "late", 0..2).await;
+    server.cli(&["RENAME", "late", "in"]);
+    other.ensure_topic(&topic, &three).await.unwrap();
+    assert_eq!(server.cli(&["EXISTS", "in"]), "0");
+    assert_eq!(all_ids(&broker, "in").await, ids(0..2));
+    assert!(broker.topic(&late).await.unwrap().is_none());
+}
+
 /// The cursor is the group's: who moves it moves the lane.
 #[tokio::test]
 async fn an_operator_may_move_the_cursor() {
