@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use synapse_core::broker::BrokerErrorKind;
 use synapse_core::topic::partition_of;
 use synapse_core::{BrokerError, Offset, Output};
@@ -94,19 +95,26 @@ impl Publisher {
         Ok(places)
     }
 
-    /// Adds parts side by side and waits for the ids of each.
+    /// Adds parts and waits for the ids of each: those of one stream one after the other, since what has to be sent
+    /// again would come behind the next, and the streams side by side.
     pub(super) async fn write(&self, shared: &Shared, parts: &[Part]) -> Result<Vec<Vec<EntryId>>, BrokerError> {
-        let mut sent = Vec::with_capacity(parts.len());
-        for part in parts {
-            let node = shared.nodes.owner(&part.stream).await?;
-            let answer = self.send(shared, &node, part, false).await?;
-            sent.push((node, answer));
+        let mut streams: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, part) in parts.iter().enumerate() {
+            streams.entry(&part.stream).or_default().push(index);
         }
-        let mut ids = Vec::with_capacity(parts.len());
-        for (part, (node, answer)) in parts.iter().zip(sent) {
-            ids.push(self.settle(shared, part, node, answer).await?);
-        }
-        Ok(ids)
+        let write_stream = async |indices: Vec<usize>| {
+            let mut written = Vec::with_capacity(indices.len());
+            for index in indices {
+                let node = shared.nodes.owner(&parts[index].stream).await?;
+                let answer = self.send(shared, &node, &parts[index], false).await?;
+                written.push((index, self.settle(shared, &parts[index], node, answer).await?));
+            }
+            Ok(written)
+        };
+        let mut written: Vec<_> =
+            try_join_all(streams.into_values().map(write_stream)).await?.into_iter().flatten().collect();
+        written.sort_unstable_by_key(|(index, _)| *index);
+        Ok(written.into_iter().map(|(_, ids)| ids).collect())
     }
 
     /// Waits for the ids of a part, wherever its stream goes meanwhile.
