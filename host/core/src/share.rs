@@ -1,8 +1,8 @@
 //! Sharing a pipeline's work among hosts: who works on which partitions, as it changes.
 //!
 //! Brokers know who the hosts are; the engine only follows what a [`Membership`] tells. That a host works on a
-//! partition for which it was not told, because it was away when that changed, does no harm: the lane's fence decides
-//! whose commits count, a share only spreads the work.
+//! partition which another has by now, because it was away when that changed, loses and repeats nothing: the lane's fence
+//! decides whose commits count, a share only spreads the work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
