@@ -189,7 +189,10 @@ fn a_redis_that_is_away_is_waited_for() {
     redis::cmd("XADD").arg("in").arg("*").arg(&fields).query::<String>(&mut connection).unwrap();
     host.wait_for("the event from Redis", |host| Ok((count(host, "out")? == 1).then_some(()))).unwrap();
     // Again, while it runs.
+    assert_eq!(host.get_json("/v1/pipelines/p").unwrap()["unseen"], Value::Null);
     server.kill().unwrap();
+    let unseen = host.get_json("/v1/pipelines/p").unwrap()["unseen"].clone();
+    assert!(unseen.as_str().is_some_and(|why| why.contains("bus")), "{unseen}");
     server.resume().unwrap();
     let mut connection = server.client().unwrap().get_connection().unwrap();
     redis::cmd("XADD").arg("in").arg("*").arg(&fields).query::<String>(&mut connection).unwrap();

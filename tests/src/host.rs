@@ -168,6 +168,17 @@ impl Host {
         Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
+    /// How much memory it has resident, in bytes.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let pid = self.child.as_ref().context("the host does not run")?.id();
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+        let pages: u64 = statm.split(' ').nth(1).context("no second number in statm")?.parse()?;
+        Ok(pages * rustix::param::page_size() as u64)
+    }
+
     /// Whether it was started and not stopped since.
     pub fn is_running(&self) -> bool {
         self.child.is_some()

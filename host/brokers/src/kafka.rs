@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, TopicInfo};
 use synapse_core::share::{LanePlace, Membership, Share};
@@ -30,7 +30,8 @@ use changelog::Changelog;
 use client::Cluster;
 use member::{Group, Groups};
 use publish::{
-    Deliveries, Offsets, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native,
+    Deliveries, Offsets, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, destination, murmur2_partition,
+    native,
 };
 use reader::Readers;
 use topics::Topics;
@@ -209,65 +210,61 @@ impl Shared {
         self.groups.get(&self.topics.cluster, pipeline)
     }
 
-    /// Publishes, in order; returns once all is durable, with the position of each row of each output.
-    async fn publish(&self, outputs: &[Output]) -> Result<Vec<Vec<(u32, Offset)>>, BrokerError> {
-        let deadline = Instant::now() + 3 * self.topics.cluster.timeout;
-        let publisher = self.publisher.current();
-        let mut all = Vec::with_capacity(outputs.len());
-        for output in outputs {
-            self.check_own(&output.topic)?;
-            let topic = &output.topic.topic;
-            let (partitions, deliveries) = (self.topics.made(topic).await?, Deliveries::placed());
-            let mut rows = Vec::with_capacity(output.events.len());
-            for event in output.events.events() {
-                let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
-                rows.push(partition);
-                self.send(&publisher, topic, partition, Outgoing::Event(event), &deliveries, deadline).await?;
-            }
-            all.push((topic, rows, deliveries));
-        }
-        let mut positions = Vec::with_capacity(all.len());
-        for (topic, rows, deliveries) in all {
-            let offsets = deliveries.finish().await;
-            let doing = || format!("publish to topic `{topic}`");
-            let offsets = offsets.map_err(|error| self.topics.cluster.failed(&doing(), &error))?;
-            self.topics.added(topic, rows.len());
-            let placed = placed(&rows, offsets);
-            positions.push(placed.ok_or_else(|| {
-                self.topics.cluster.invalid(format_args!("could not {}: the server named no offsets", doing()))
-            })?);
-        }
-        Ok(positions)
+    /// Publishes, in order; returns once all is durable, with the position of each row.
+    async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
+        let (topic, deliveries) = (&output.topic.topic, Deliveries::placed());
+        let rows = self.send_all(output, &deliveries).await?;
+        let doing = format!("publish to topic `{topic}`");
+        let offsets = deliveries.finish().await.map_err(|error| self.topics.cluster.failed(&doing, &error))?;
+        self.topics.added(topic, rows.len());
+        placed(&rows, offsets)
+            .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
     }
 
-    async fn send(
-        &self,
-        publisher: &Arc<BaseProducer<ProducerSide>>,
-        topic: &TopicName,
-        partition: u32,
-        record: Outgoing<'_>,
-        deliveries: &Arc<Deliveries>,
-        deadline: Instant,
-    ) -> Result<(), BrokerError> {
-        let doing = || format!("publish to topic `{topic}`");
-        loop {
-            let sent = record.send(publisher, topic.as_str(), partition, deliveries);
-            match sent.map_err(|error| self.topics.cluster.failed(&doing(), &error))? {
-                Sent::Yes => return Ok(()),
-                _ if Instant::now() > deadline => {
-                    let code = RDKafkaErrorCode::TimedOutQueue;
-                    return Err(self.topics.cluster.refused(&doing(), code, "it took too long"));
+    /// As [`Shared::publish`], whatever the positions.
+    async fn publish_all(&self, outputs: &[Output]) -> Result<(), BrokerError> {
+        let deliveries = Deliveries::counted();
+        for output in outputs {
+            self.send_all(output, &deliveries).await?;
+        }
+        let failed = |error| self.topics.cluster.failed("publish a batch's outputs", &error);
+        deliveries.finish().await.map_err(failed)?;
+        outputs.iter().for_each(|output| self.topics.added(&output.topic.topic, output.events.len()));
+        Ok(())
+    }
+
+    /// Hands all events of an output to the producer, in order; tells for which partition each was.
+    async fn send_all(&self, output: &Output, deliveries: &Arc<Deliveries>) -> Result<Vec<u32>, BrokerError> {
+        self.check_own(&output.topic)?;
+        let topic = &output.topic.topic;
+        let (publisher, partitions) = (self.publisher.current(), self.topics.made(topic).await?);
+        let failed = |error| self.topics.cluster.failed(&format!("publish to topic `{topic}`"), &error);
+        let to = destination(&publisher, topic).map_err(failed)?;
+        let deadline = Instant::now() + 3 * self.topics.cluster.timeout;
+        let mut rows = Vec::with_capacity(output.events.len());
+        for event in output.events.events() {
+            let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
+            rows.push(partition);
+            while let sent @ (Sent::Full | Sent::Unknown) =
+                Outgoing::Event(event).send(&to, partition, deliveries).map_err(failed)?
+            {
+                if Instant::now() > deadline {
+                    return Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::TimedOutQueue)));
                 }
-                Sent::Full => tokio::time::sleep(ROOM_WAIT).await,
-                Sent::Unknown => {
-                    let (publisher, name) = (Arc::clone(publisher), topic.to_string());
-                    let timeout = self.topics.cluster.timeout;
-                    let asked = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &name, timeout));
-                    // It is tried again in any case.
-                    let _ = asked.await;
-                }
+                self.make_room(sent, &publisher, topic).await;
             }
         }
+        Ok(rows)
+    }
+
+    /// Waits until a record that was not taken can be tried again.
+    async fn make_room(&self, sent: Sent, publisher: &Arc<BaseProducer<ProducerSide>>, topic: &TopicName) {
+        if sent == Sent::Full {
+            return tokio::time::sleep(ROOM_WAIT).await;
+        }
+        let (publisher, name, timeout) = (Arc::clone(publisher), topic.to_string(), self.topics.cluster.timeout);
+        // It is tried again in any case.
+        let _ = tokio::task::spawn_blocking(move || ask_partitions(&publisher, &name, timeout)).await;
     }
 }
 
@@ -313,8 +310,7 @@ impl Broker for KafkaBroker {
     }
 
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
-        let mut positions = self.shared.publish(std::slice::from_ref(output)).await?;
-        Ok(positions.pop().unwrap_or_default())
+        self.shared.publish(output).await
     }
 
     async fn read(&self, topic: &TopicName, partition: u32, from: ReadFrom) -> Result<Box<dyn Source>, BrokerError> {
@@ -340,7 +336,7 @@ impl Broker for KafkaBroker {
         let is_member = |host: &str| members.as_ref().is_none_or(|ids| ids.contains(&format!("synapse-{host}")));
         let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
         let place = |((partition, committed), span): ((TopicPartition, member::Committed), topics::Span)| LanePlace {
-            owner: lane::host_of(&committed.note).filter(|host| is_member(host)).map(str::to_owned),
+            owner: Some(lane::Note::parse(&committed.note).host).filter(|host| !host.is_empty() && is_member(host)),
             ..alone::place(partition, committed.next.map(count), count(span.low), count(span.high))
         };
         Ok(lanes.into_iter().zip(committed).zip(spans).map(place).collect())

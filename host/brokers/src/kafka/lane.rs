@@ -14,6 +14,7 @@
 //! Whatever fails, the producer is thrown away; the next one finds out what became of its last transaction before it
 //! reads the offsets.
 
+use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -26,18 +27,22 @@ use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLan
 use synapse_core::spec::{ReadFrom, Start};
 use synapse_core::{BrokerError, Committer, Effects, Offset, Output, Timestamp, TopicName};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
-use super::member::{Committed, Group};
+use super::member::Group;
+use super::native::Destination;
 use super::publish::{
-    DELIVERIES_LOOK, Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, murmur2_partition, native,
+    DELIVERIES_LOOK, Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, destination,
+    murmur2_partition, native,
 };
 use super::reader::number;
 use crate::rows::key_of;
 
 /// How much longer than it was given a call of librdkafka's may take.
 const GRACE: Duration = Duration::from_secs(1);
+/// How often a boundary is looked for that was committed just now.
+const BOUNDARY_LOOK: Duration = Duration::from_millis(50);
 
 /// Takes the lane over and finds its place.
 pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLane, BrokerError> {
@@ -55,16 +60,18 @@ pub(super) async fn open(shared: &Arc<Shared>, spec: &LaneSpec) -> Result<OpenLa
     let lane = Lane::fence(shared, &spec.key, group).await?;
     let place = [(at.topic.topic.clone(), at.partition)];
     let found = lane.group.committed(&place).await?.pop().unwrap_or_default();
-    let begin = Begin::find(shared, spec, &found).await?;
+    let before = Note::parse(&found.note);
+    let begin = Begin::find(shared, spec, found.next, &before).await?;
+    let boundary = lane.last_boundary(before.boundary).await?;
     // Written under our name whatever it is: it tells others who has the lane, and a starting place stays.
-    let note = begin.note(&shared.topics.cluster.host);
-    lane.transact(Vec::new(), None, begin.next, note).await?;
-    let boundary = shared.changelog.boundaries(&spec.key).await?.pop();
+    let note = Note { host: shared.topics.cluster.host.clone(), from_time: begin.time, boundary: before.boundary };
+    lane.transact(Vec::new(), None, begin.next, note.to_string()).await?;
     let from = match begin.time {
         Some(time) => ReadFrom::Time(time),
         None => ReadFrom::At(Offset::Number(u64::try_from(begin.next).unwrap_or_default())),
     };
-    let committer = LaneCommitter { shared: Arc::clone(shared), lane, next: begin.next };
+    let note = Note { from_time: None, ..note };
+    let committer = LaneCommitter { shared: Arc::clone(shared), lane, next: begin.next, note };
     Ok(OpenLane { committer: Box::new(committer), reading: Reading::From(from), boundary })
 }
 
@@ -77,9 +84,9 @@ struct Begin {
 }
 
 impl Begin {
-    async fn find(shared: &Shared, spec: &LaneSpec, found: &Committed) -> Result<Self, BrokerError> {
-        if let Some(next) = found.next {
-            return Ok(Self { next, time: time_of(&found.note) });
+    async fn find(shared: &Shared, spec: &LaneSpec, next: Option<i64>, note: &Note) -> Result<Self, BrokerError> {
+        if let Some(next) = next {
+            return Ok(Self { next, time: note.from_time });
         }
         let at = &spec.key.partition;
         let span = shared.topics.span(&at.topic.topic, at.partition).await?;
@@ -92,26 +99,45 @@ impl Begin {
             },
         })
     }
+}
 
-    fn note(self, host: &str) -> String {
-        match self.time {
-            Some(time) => format!("{HOST}{host};{FROM_TIME}{}", time.as_micros()),
-            None => format!("{HOST}{host}"),
+/// What is written beside a lane's offset: `host=…;from-time=…;boundary=…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Note {
+    /// Who wrote it.
+    pub(super) host: String,
+    /// For a start at a time that nothing had reached yet.
+    from_time: Option<Timestamp>,
+    /// Where the last boundary is, so that a reader of boundaries knows whether it has seen it.
+    boundary: Option<Offset>,
+}
+
+impl Note {
+    pub(super) fn parse(text: &str) -> Self {
+        let mut note = Self::default();
+        for (name, value) in text.split(';').filter_map(|part| part.split_once('=')) {
+            match name {
+                "host" => value.clone_into(&mut note.host),
+                "from-time" => note.from_time = value.parse().ok().map(Timestamp::from_micros),
+                "boundary" => note.boundary = value.parse().ok().map(Offset::Number),
+                _ => {}
+            }
         }
+        note
     }
 }
 
-const HOST: &str = "host=";
-const FROM_TIME: &str = "from-time=";
-
-/// The host that a note beside an offset names.
-pub(super) fn host_of(note: &str) -> Option<&str> {
-    note.split(';').find_map(|part| part.strip_prefix(HOST))
-}
-
-fn time_of(note: &str) -> Option<Timestamp> {
-    let micros = note.split(';').find_map(|part| part.strip_prefix(FROM_TIME))?;
-    micros.parse().ok().map(Timestamp::from_micros)
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host={}", self.host)?;
+        if let Some(time) = self.from_time {
+            write!(f, ";from-time={}", time.as_micros())?;
+        }
+        if let Some(boundary) = self.boundary {
+            write!(f, ";boundary={boundary}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Something to do with a lane's producer.
@@ -181,6 +207,23 @@ impl Lane {
                 tracing::warn!(lane = %self.key, "librdkafka does not answer; its producer is left behind");
                 Err(cluster.refused(&doing, RDKafkaErrorCode::OperationTimedOut, "librdkafka does not answer"))
             }
+        }
+    }
+
+    /// The lane's last boundary, which is at `expected` unless someone deleted it; it can be read once the marks of its transaction are written, and
+    /// those of transactions of other lanes before it.
+    async fn last_boundary(&self, expected: Option<Offset>) -> Result<Option<Boundary>, BrokerError> {
+        let deadline = Instant::now() + 3 * self.shared.topics.cluster.timeout;
+        loop {
+            let last = self.shared.changelog.boundaries(&self.key).await?.pop();
+            if last.as_ref().map(|boundary| boundary.from) >= expected {
+                return Ok(last);
+            }
+            if Instant::now() > deadline {
+                tracing::warn!(lane = %self.key, "the lane's last boundary is gone; the builds at work are noted anew");
+                return Ok(None);
+            }
+            sleep(BOUNDARY_LOOK).await;
         }
     }
 
@@ -262,9 +305,9 @@ fn send(
     deadline: Instant,
 ) -> KafkaResult<()> {
     let deliveries = Deliveries::counted();
-    let put = |record: Outgoing<'_>, topic: &TopicName, partition: u32| {
+    let put = |record: Outgoing<'_>, to: &Destination<'_, _>, topic: &TopicName, partition: u32| {
         loop {
-            match record.send(producer, topic.as_str(), partition, &deliveries)? {
+            match record.send(to, partition, &deliveries)? {
                 Sent::Yes => return Ok(()),
                 _ if Instant::now() > deadline => {
                     return Err(KafkaError::MessageProduction(RDKafkaErrorCode::TimedOutQueue));
@@ -275,13 +318,15 @@ fn send(
         }
     };
     for (output, partitions) in outputs {
+        let topic = &output.topic.topic;
+        let to = destination(producer, topic)?;
         for event in output.events.events() {
             let partition = murmur2_partition(key_of(event).as_bytes(), *partitions);
-            put(Outgoing::Event(event), &output.topic.topic, partition)?;
+            put(Outgoing::Event(event), &to, topic, partition)?;
         }
     }
     if let Some((topic, key, value)) = boundary {
-        put(Outgoing::Plain { key, value }, topic, 0)?;
+        put(Outgoing::Plain { key, value }, &destination(producer, topic)?, topic, 0)?;
     }
     // The crate's own `flush` looks every tenth of a second only.
     while producer.in_flight_count() > 0 {
@@ -298,6 +343,8 @@ struct LaneCommitter {
     lane: Lane,
     /// The next offset to read, as it was committed last.
     next: i64,
+    /// What was written beside it.
+    note: Note,
 }
 
 #[async_trait]
@@ -316,11 +363,12 @@ impl Committer for LaneCommitter {
                 outputs.push((output.clone(), shared.topics.made(&output.topic.topic).await?));
             }
         } else {
-            shared.publish(&effects.outputs).await?;
+            shared.publish_all(&effects.outputs).await?;
         }
-        let note = format!("{HOST}{}", shared.topics.cluster.host);
-        self.lane.transact(outputs, effects.boundary.clone(), next, note).await?;
-        self.next = next;
+        let at = effects.boundary.as_ref().map(|boundary| boundary.from);
+        let note = Note { boundary: at.or(self.note.boundary), ..self.note.clone() };
+        self.lane.transact(outputs, effects.boundary.clone(), next, note.to_string()).await?;
+        (self.next, self.note) = (next, note);
         if let Some(boundary) = &effects.boundary {
             shared.changelog.committed(&self.lane.key, boundary).await;
         }
@@ -330,5 +378,24 @@ impl Committer for LaneCommitter {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_beside_an_offset_is_read_again() {
+        let note = Note {
+            host: "one".to_owned(),
+            from_time: Some(Timestamp::from_micros(17)),
+            boundary: Some(Offset::Number(4)),
+        };
+        assert_eq!(note.to_string(), "host=one;from-time=17;boundary=4");
+        assert_eq!(Note::parse(&note.to_string()), note);
+        let plain = Note { host: "two".to_owned(), ..Note::default() };
+        assert_eq!(Note::parse(&plain.to_string()), plain);
+        assert_eq!(Note::parse("what others write"), Note::default());
     }
 }

@@ -1,4 +1,5 @@
-//! What the rdkafka crate does not offer: one partition's records, many at a time.
+//! What the rdkafka crate does not offer: one partition's records, many at a time, and records to send whose topic and
+//! headers need no texts of their own.
 //!
 //! The one module of this crate with unsafe code. It hides pointers: what it hands out is plain and safe. It must not
 //! know topics' contents, lanes or events.
@@ -11,7 +12,9 @@ use std::sync::Arc;
 
 use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{IsError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
+use rdkafka::util::IntoOpaque;
 use tokio::sync::Notify;
 
 use super::client::Context;
@@ -204,6 +207,111 @@ impl<'q> Iterator for Headers<'q> {
                 return Some((name, value));
             }
         }
+    }
+}
+
+/// A topic that a producer sends to.
+pub(super) struct Destination<'p, C: ProducerContext + 'static> {
+    topic: NonNull<sys::rd_kafka_topic_t>,
+    producer: &'p BaseProducer<C>,
+}
+
+// SAFETY: librdkafka's topics may be used from any thread, as its clients may.
+unsafe impl<C: ProducerContext> Send for Destination<'_, C> {}
+// SAFETY: as above, also at the same time.
+unsafe impl<C: ProducerContext> Sync for Destination<'_, C> {}
+
+impl<'p, C: ProducerContext> Destination<'p, C> {
+    /// # Errors
+    /// A name that cannot be one.
+    pub(super) fn open(producer: &'p BaseProducer<C>, topic: &str) -> Result<Self, RDKafkaErrorCode> {
+        let topic = CString::new(topic).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+        // SAFETY: the client lives as long as the producer; the name is copied; no configuration means the client's.
+        let topic = unsafe { sys::rd_kafka_topic_new(producer.client().native_ptr(), topic.as_ptr(), ptr::null_mut()) };
+        NonNull::new(topic).map(|topic| Self { topic, producer }).ok_or(RDKafkaErrorCode::InvalidTopic)
+    }
+
+    /// Queues a record; what becomes of it is told to the producer's context with `opaque`. All is copied.
+    ///
+    /// # Errors
+    /// Why it was not queued; then nothing is told.
+    pub(super) fn send(
+        &self,
+        partition: i32,
+        key: Option<&[u8]>,
+        value: &[u8],
+        headers: NewHeaders,
+        opaque: C::DeliveryOpaque,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let (key, key_len) = key.map_or((ptr::null(), 0), |key| (key.as_ptr(), key.len()));
+        let opaque = opaque.into_ptr();
+        // SAFETY: each kind of argument is followed by those of its type, and the last is `END`; what is pointed to is
+        // copied before the call ends, but for the headers, which are handed over if it succeeds.
+        let error = unsafe {
+            sys::rd_kafka_producev(
+                self.producer.client().native_ptr(),
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_RKT,
+                self.topic.as_ptr(),
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION,
+                partition,
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS,
+                sys::RD_KAFKA_MSG_F_COPY,
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE,
+                value.as_ptr(),
+                value.len(),
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_KEY,
+                key,
+                key_len,
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
+                opaque,
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
+                headers.0.as_ptr(),
+                sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
+            )
+        };
+        if error.is_error() {
+            // SAFETY: it comes from `into_ptr` above, and nobody else has it since the record was not taken.
+            drop(unsafe { C::DeliveryOpaque::from_ptr(opaque) });
+            return Err(error.into());
+        }
+        // They are librdkafka's now.
+        std::mem::forget(headers);
+        Ok(())
+    }
+}
+
+impl<C: ProducerContext> Drop for Destination<'_, C> {
+    fn drop(&mut self) {
+        // SAFETY: our reference of the topic, given back once, while its client is there.
+        unsafe { sys::rd_kafka_topic_destroy(self.topic.as_ptr()) };
+    }
+}
+
+/// Headers of a record that is to be sent.
+pub(super) struct NewHeaders(NonNull<sys::rd_kafka_headers_t>);
+
+impl NewHeaders {
+    /// None yet, with room for so many.
+    pub(super) fn new(room: usize) -> Self {
+        // SAFETY: librdkafka ends the process if it cannot allocate.
+        let headers = unsafe { sys::rd_kafka_headers_new(room) };
+        Self(NonNull::new(headers).expect("it allocates or ends the process"))
+    }
+
+    pub(super) fn add(&mut self, name: &str, value: &[u8]) {
+        // No slice is longer.
+        let [name_len, value_len] = [name.len(), value.len()].map(|len| isize::try_from(len).unwrap_or(isize::MAX));
+        // SAFETY: the headers are ours; name and value are copied. It cannot fail for headers that are not read-only.
+        unsafe {
+            sys::rd_kafka_header_add(self.0.as_ptr(), name.as_ptr().cast(), name_len, value.as_ptr().cast(), value_len)
+        };
+    }
+}
+
+impl Drop for NewHeaders {
+    fn drop(&mut self) {
+        // SAFETY: they are ours until a record takes them.
+        unsafe { sys::rd_kafka_headers_destroy(self.0.as_ptr()) };
     }
 }
 

@@ -10,13 +10,15 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
+use synapse_core::TopicName;
 use synapse_core::codec::headers;
 use synapse_core::event::EventRef;
 use tokio::sync::Notify;
 
 use super::client::Context;
+use super::native::{Destination, NewHeaders};
 
 /// How long one look for deliveries takes.
 pub(super) const DELIVERIES_LOOK: Duration = Duration::from_millis(1);
@@ -150,39 +152,41 @@ impl Outgoing<'_> {
     /// Hands it to the producer.
     pub(super) fn send(
         self,
-        producer: &BaseProducer<ProducerSide>,
-        topic: &str,
+        to: &Destination<'_, ProducerSide>,
         partition: u32,
         deliveries: &Arc<Deliveries>,
     ) -> Result<Sent, KafkaError> {
-        let mut record = BaseRecord::with_opaque_to(topic, Arc::clone(deliveries)).partition(native(partition));
-        match self {
-            Self::Event(event) => {
-                record.key = event.partition_key().map(str::as_bytes);
-                record.payload = Some(event.data());
-                record.headers = Some(headers_of(event));
-            }
-            Self::Plain { key, value } => (record.key, record.payload) = (Some(key), Some(value)),
-        }
+        let (key, value, headers) = match self {
+            Self::Event(event) => (event.partition_key().map(str::as_bytes), event.data(), headers_of(event)),
+            Self::Plain { key, value } => (Some(key), value, NewHeaders::new(0)),
+        };
         // Counted first: it may be told of before this call ends.
         deliveries.open.fetch_add(1, Ordering::AcqRel);
-        let Err((error, _)) = producer.send(record) else { return Ok(Sent::Yes) };
+        let Err(error) = to.send(native(partition), key, value, headers, Arc::clone(deliveries)) else {
+            return Ok(Sent::Yes);
+        };
         deliveries.open.fetch_sub(1, Ordering::AcqRel);
         match error {
-            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => Ok(Sent::Full),
-            KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => Ok(Sent::Unknown),
-            error => Err(error),
+            RDKafkaErrorCode::QueueFull => Ok(Sent::Full),
+            RDKafkaErrorCode::UnknownPartition => Ok(Sent::Unknown),
+            error => Err(KafkaError::MessageProduction(error)),
         }
     }
 }
 
-fn headers_of(event: EventRef<'_>) -> OwnedHeaders {
+fn headers_of(event: EventRef<'_>) -> NewHeaders {
     // Four attributes that every event has, and a few more.
-    let mut all = Some(OwnedHeaders::new_with_capacity(8));
-    headers::encode(headers::KAFKA, event, |name, value| {
-        all = all.take().map(|all| all.insert(Header { key: name, value: Some(value) }));
-    });
-    all.unwrap_or_default()
+    let mut all = NewHeaders::new(8);
+    headers::encode(headers::KAFKA, event, |name, value| all.add(name, value));
+    all
+}
+
+/// A topic to send to.
+pub(super) fn destination<'p>(
+    producer: &'p BaseProducer<ProducerSide>,
+    topic: &TopicName,
+) -> Result<Destination<'p, ProducerSide>, KafkaError> {
+    Destination::open(producer, topic.as_str()).map_err(KafkaError::MessageProduction)
 }
 
 /// Kafka counts partitions in an `i32`.

@@ -31,6 +31,10 @@ use super::publish::native;
 use super::topics::Topics;
 use crate::fill::Fill;
 
+/// Most consumers at once, which is how often a partition can be read at the same time: each has threads and connections
+/// of its own.
+const READERS_MAX: usize = 64;
+
 /// The consumers that read for this host.
 pub(super) struct Readers {
     topics: Arc<Topics>,
@@ -89,6 +93,12 @@ impl Readers {
             return Ok(Arc::clone(free));
         }
         let cluster = &self.topics.cluster;
+        if pool.len() >= READERS_MAX {
+            return Err(cluster.error(
+                BrokerErrorKind::Unavailable,
+                format_args!("`{topic}/{partition}` is read {READERS_MAX} times at once already; try again later"),
+            ));
+        }
         let consumer = cluster.reader().create_with_context(cluster.context());
         let consumer = Arc::new(consumer.map_err(|error| cluster.failed("make a consumer", &error))?);
         let reader = Arc::new(Reader { consumer, reads: Mutex::new(HashSet::from([place])) });

@@ -91,7 +91,9 @@ fn show(pipeline: &Pipeline, out: &mut Output) -> std::io::Result<()> {
     }
     out.line(format_args!("pipeline      {} (tenant {})", pipeline.name, pipeline.tenant))?;
     out.line(format_args!("state         {}", pipeline.state))?;
-    for (name, reason) in [("reason      ", &pipeline.reason), ("not in use  ", &pipeline.refused)] {
+    let told =
+        [("reason      ", &pipeline.reason), ("not in use  ", &pipeline.refused), ("not seen    ", &pipeline.unseen)];
+    for (name, reason) in told {
         if let Some(reason) = reason {
             out.line(format_args!("{name}  {}", escaped(reason)))?;
         }

@@ -1,6 +1,7 @@
 //! How pipelines are, and which plugins handled what.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -9,6 +10,7 @@ use synapse_core::share::LanePlace;
 use synapse_core::spec::PipelineSpec;
 use synapse_core::topic::{Label, TopicPartition};
 use synapse_engine::{Health, LaneStatus, PipelineState, PipelineStatus};
+use tokio::time::timeout;
 
 use super::problem::{Kind, Problem};
 use super::{Host, Name, view};
@@ -24,7 +26,9 @@ pub(super) async fn show(State(host): State<Host>, Name(name): Name) -> Result<J
     let (spec, status) = find(&host, &name)?;
     let mut pipeline = pipeline(&host, &spec, &status);
     let mut lanes: BTreeMap<_, _> = status.lanes.keys().cloned().zip(std::mem::take(&mut pipeline.lanes)).collect();
-    for place in places(&host, &spec).await {
+    let (places, unseen) = places(&host, &spec).await;
+    pipeline.unseen = unseen;
+    for place in places {
         let lane = lanes.entry(place.partition.clone()).or_insert_with(|| elsewhere(&place.partition));
         lane.owner = place.owner;
         lane.lag = place.lag;
@@ -90,6 +94,7 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
         state: state.to_owned(),
         reason,
         refused: status.refused.clone(),
+        unseen: None,
         guarantee: view::Guarantee {
             delivery: if guarantee.exactly_once { "exactly-once" } else { "at-least-once" }.to_owned(),
             why: guarantee.why,
@@ -132,12 +137,19 @@ fn elsewhere(partition: &TopicPartition) -> view::Lane {
     }
 }
 
-/// Where the pipeline's lanes are, whichever hosts work on them; a broker that is away leaves its own out.
-async fn places(host: &Host, spec: &PipelineSpec) -> Vec<LanePlace> {
-    let mut places = Vec::new();
+/// How long brokers are asked where lanes are: who looks at a pipeline of which one is away wants to see the rest.
+const PLACES_WITHIN: Duration = Duration::from_secs(3);
+
+/// Where the pipeline's lanes are, whichever hosts work on them, and why some cannot be seen.
+async fn places(host: &Host, spec: &PipelineSpec) -> (Vec<LanePlace>, Option<String>) {
+    let (mut places, mut unseen) = (Vec::new(), None);
     for (broker, share) in spec.shares() {
         let Ok(broker) = host.broker(&broker) else { continue };
-        places.extend(broker.places(&share).await.unwrap_or_default());
+        match timeout(PLACES_WITHIN, broker.places(&share)).await {
+            Ok(Ok(found)) => places.extend(found),
+            Ok(Err(error)) => unseen = Some(error.to_string()),
+            Err(_) => unseen = Some(format!("broker `{}` does not answer within {PLACES_WITHIN:?}", broker.name())),
+        }
     }
-    places
+    (places, unseen)
 }

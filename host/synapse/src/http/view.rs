@@ -165,6 +165,9 @@ pub struct Pipeline {
     /// Why the last new version or configuration is not used, or why it has not started yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// Why owners, lags and lanes of other hosts are not told, where they cannot be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
     /// What it promises.
     pub guarantee: Guarantee,
     /// The topics it reads.
