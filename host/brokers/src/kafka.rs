@@ -221,18 +221,6 @@ impl Shared {
             .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
     }
 
-    /// As [`Shared::publish`], whatever the positions.
-    async fn publish_all(&self, outputs: &[Output]) -> Result<(), BrokerError> {
-        let deliveries = Deliveries::counted();
-        for output in outputs {
-            self.send_all(output, &deliveries).await?;
-        }
-        let failed = |error| self.topics.cluster.failed("publish a batch's outputs", &error);
-        deliveries.finish().await.map_err(failed)?;
-        outputs.iter().for_each(|output| self.topics.added(&output.topic.topic, output.events.len()));
-        Ok(())
-    }
-
     /// Hands all events of an output to the producer, in order; tells for which partition each was.
     async fn send_all(&self, output: &Output, deliveries: &Arc<Deliveries>) -> Result<Vec<u32>, BrokerError> {
         self.check_own(&output.topic)?;

@@ -210,6 +210,18 @@ impl Lane {
         }
     }
 
+    /// Publishes outputs apart from any transaction; the lane's thread does what is work, so that reading goes on.
+    async fn publish(&self, outputs: Vec<(Output, u32)>) -> Result<(), BrokerError> {
+        let cluster = &self.shared.topics.cluster;
+        let (publisher, deliveries) = (self.shared.publisher.current(), Deliveries::counted());
+        let deadline = Instant::now() + 3 * cluster.timeout;
+        let sent = Arc::clone(&deliveries);
+        let enqueue = move |_: &BaseProducer<_>, _: &_| enqueue(&publisher, &outputs, None, &sent, deadline);
+        self.call("write outputs of", left(deadline), enqueue).await?;
+        let doing = format!("write outputs of lane `{}`", self.key);
+        deliveries.finish().await.map(drop).map_err(|error| cluster.failed(&doing, &error))
+    }
+
     /// The lane's last boundary, which is at `expected` unless someone deleted it; it can be read once the marks of its transaction are written, and
     /// those of transactions of other lanes before it.
     async fn last_boundary(&self, expected: Option<Offset>) -> Result<Option<Boundary>, BrokerError> {
@@ -257,7 +269,9 @@ impl Lane {
         let boundary = boundary.map(|boundary| self.shared.changelog.record(&self.key, &boundary));
         let produce = move |producer: &BaseProducer<_>, _: &_| {
             producer.begin_transaction()?;
-            send(producer, &outputs, boundary.as_ref(), deadline)
+            let deliveries = Deliveries::counted();
+            enqueue(producer, &outputs, boundary.as_ref(), &deliveries, deadline)?;
+            flush(producer, &deliveries, deadline)
         };
         self.call("write outputs of", left(deadline), produce).await?;
 
@@ -297,17 +311,17 @@ fn again(deadline: Instant, mut call: impl FnMut() -> KafkaResult<()>) -> KafkaR
     }
 }
 
-/// Sends records and waits until all are acknowledged.
-fn send(
+/// Hands records to a producer, in order.
+fn enqueue(
     producer: &BaseProducer<ProducerSide>,
     outputs: &[(Output, u32)],
     boundary: Option<&(TopicName, Vec<u8>, Vec<u8>)>,
+    deliveries: &Arc<Deliveries>,
     deadline: Instant,
 ) -> KafkaResult<()> {
-    let deliveries = Deliveries::counted();
     let put = |record: Outgoing<'_>, to: &Destination<'_, _>, topic: &TopicName, partition: u32| {
         loop {
-            match record.send(to, partition, &deliveries)? {
+            match record.send(to, partition, deliveries)? {
                 Sent::Yes => return Ok(()),
                 _ if Instant::now() > deadline => {
                     return Err(KafkaError::MessageProduction(RDKafkaErrorCode::TimedOutQueue));
@@ -328,6 +342,11 @@ fn send(
     if let Some((topic, key, value)) = boundary {
         put(Outgoing::Plain { key, value }, &destination(producer, topic)?, topic, 0)?;
     }
+    Ok(())
+}
+
+/// Waits until everything that was handed to a producer of our own is acknowledged.
+fn flush(producer: &BaseProducer<ProducerSide>, deliveries: &Deliveries, deadline: Instant) -> KafkaResult<()> {
     // The crate's own `flush` looks every tenth of a second only.
     while producer.in_flight_count() > 0 {
         if Instant::now() > deadline {
@@ -357,13 +376,12 @@ impl Committer for LaneCommitter {
         if effects.outputs.is_empty() && effects.boundary.is_none() && next == self.next {
             return Ok(());
         }
-        let mut outputs = Vec::new();
-        if shared.exactly_once {
-            for output in &effects.outputs {
-                outputs.push((output.clone(), shared.topics.made(&output.topic.topic).await?));
-            }
-        } else {
-            shared.publish_all(&effects.outputs).await?;
+        let mut outputs = Vec::with_capacity(effects.outputs.len());
+        for output in &effects.outputs {
+            outputs.push((output.clone(), shared.topics.made(&output.topic.topic).await?));
+        }
+        if !shared.exactly_once {
+            self.lane.publish(std::mem::take(&mut outputs)).await?;
         }
         let at = effects.boundary.as_ref().map(|boundary| boundary.from);
         let note = Note { boundary: at.or(self.note.boundary), ..self.note.clone() };
@@ -372,10 +390,8 @@ impl Committer for LaneCommitter {
         if let Some(boundary) = &effects.boundary {
             shared.changelog.committed(&self.lane.key, boundary).await;
         }
-        if shared.exactly_once {
-            for output in &effects.outputs {
-                shared.topics.added(&output.topic.topic, output.events.len());
-            }
+        for output in &effects.outputs {
+            shared.topics.added(&output.topic.topic, output.events.len());
         }
         Ok(())
     }
