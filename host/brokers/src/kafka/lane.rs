@@ -222,8 +222,8 @@ impl Lane {
         deliveries.finish().await.map(drop).map_err(|error| cluster.failed(&doing, &error))
     }
 
-    /// The lane's last boundary, which is at `expected` unless someone deleted it; it can be read once the marks of its transaction are written, and
-    /// those of transactions of other lanes before it.
+    /// The lane's last boundary, which is at `expected` unless someone deleted it. It can be read once the marks of its
+    /// transaction are written, and those of other lanes' transactions before it.
     async fn last_boundary(&self, expected: Option<Offset>) -> Result<Option<Boundary>, BrokerError> {
         let deadline = Instant::now() + 3 * self.shared.topics.cluster.timeout;
         loop {
