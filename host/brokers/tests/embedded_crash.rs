@@ -154,12 +154,16 @@ async fn whatever_was_acknowledged_outlives_kill_9() {
     }
 }
 
+/// Bytes of an event. Once a journal is larger than 64,000,000 bytes another may begin: with ten of these it is not, and
+/// the eleventh takes it past the limit of a file. Small ones would race with its end.
+const LARGE: usize = 6 << 20;
+
 /// Publishes until the disk refuses, then sees that everything is refused.
 async fn publish_until_refused(dir: &Path) {
     let log = open(dir);
     for turn in 0.. {
         let id = turn.to_string();
-        match log.publish(&output("in", std::slice::from_ref(&id), 1 << 20)).await {
+        match log.publish(&output("in", std::slice::from_ref(&id), LARGE)).await {
             Ok(_) => say(&id),
             Err(error) => {
                 assert_eq!(error.kind, BrokerErrorKind::Unavailable, "{error}");
