@@ -212,10 +212,10 @@ impl Shared {
 
     /// Publishes, in order; returns once all is durable, with the position of each row.
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
-        let (topic, deliveries) = (&output.topic.topic, Deliveries::placed());
+        let (topic, deliveries) = (&output.topic.topic, Arc::new(Deliveries::placed()));
         let rows = self.send_all(output, &deliveries).await?;
         let doing = format!("publish to topic `{topic}`");
-        let offsets = deliveries.finish().await.map_err(|error| self.topics.cluster.failed(&doing, &error))?;
+        let offsets = deliveries.finish(rows.len()).await.map_err(|error| self.topics.cluster.failed(&doing, &error))?;
         self.topics.added(topic, rows.len());
         placed(&rows, offsets)
             .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
@@ -234,7 +234,7 @@ impl Shared {
             let partition = murmur2_partition(key_of(event).as_bytes(), partitions);
             rows.push(partition);
             while let sent @ (Sent::Full | Sent::Unknown) =
-                Outgoing::Event(event).send(&to, partition, deliveries).map_err(failed)?
+                Outgoing::Event(event).send(&to, partition, Arc::clone(deliveries)).map_err(failed)?
             {
                 if Instant::now() > deadline {
                     return Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::TimedOutQueue)));

@@ -14,6 +14,8 @@ use rdkafka::error::{IsError, KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use super::native::wait_delivered;
+
 /// Records of one commit.
 const BATCH: usize = 4096;
 /// How long anything may take.
@@ -37,7 +39,7 @@ pub fn copy(bootstrap: &str, [from, to, group]: [&str; 3], records: usize, exact
         .set("fetch.queue.backoff.ms", "5")
         .create()?;
     let metadata = consumer.group_metadata().ok_or(KafkaError::Canceled)?;
-    config.set("enable.idempotence", "true").set("linger.ms", "1");
+    config.set("enable.idempotence", "true").set("linger.ms", "1").set("delivery.report.only.error", "true");
     if exactly_once {
         config.set("transactional.id", group);
     }
@@ -58,8 +60,8 @@ pub fn copy(bootstrap: &str, [from, to, group]: [&str; 3], records: usize, exact
         done += count;
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(from, 0, Offset::Offset(next))?;
-        while producer.in_flight_count() > 0 {
-            producer.poll(Duration::from_millis(1));
+        if !wait_delivered(&producer, PATIENCE) {
+            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
         }
         if exactly_once {
             producer.send_offsets_to_transaction(&offsets, &metadata, PATIENCE)?;
@@ -93,7 +95,6 @@ fn pass_on(
                 }
                 sys::rd_kafka_message_destroy(message);
             }
-            producer.poll(Duration::ZERO);
             if began.elapsed() > PATIENCE {
                 sys::rd_kafka_queue_destroy(queue);
                 return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
@@ -134,7 +135,7 @@ unsafe fn send(producer: &BaseProducer<DefaultProducerContext>, to: &CString, me
             if !error.is_error() {
                 return;
             }
-            producer.poll(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

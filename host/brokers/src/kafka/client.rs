@@ -44,6 +44,9 @@ const OURS: [(&str, &str); 15] = [
 pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
 /// How long a reason that librdkafka gives counts as the reason of what fails now.
 const RECENT: Duration = Duration::from_secs(30);
+/// A member hears of a rebalance when its heartbeat is answered, and partitions that are handed over stand still until
+/// the last member has heard: so it beats more often than it has to in order to stay alive.
+const HEARTBEAT_EVERY_MAX: Duration = Duration::from_millis(500);
 
 /// Why a property may not be set, if it may not.
 pub fn refuses(property: &str) -> Option<&'static str> {
@@ -93,15 +96,22 @@ impl Cluster {
     /// For clients that only read: no group is joined by it, though librdkafka wants one to be named.
     pub(super) fn reader(&self) -> ClientConfig {
         let mut config = self.consumer("synapse.readers");
-        // What is fetched ahead of each partition is bounded, and fetching goes on soon after it was taken.
-        self.set(&mut config, &[("queued.max.messages.kbytes", "8192"), ("fetch.queue.backoff.ms", "5")]);
+        let defaults = [
+            // What is fetched ahead of each partition is bounded, and fetching goes on soon after it was taken.
+            ("queued.max.messages.kbytes", "8192"),
+            ("fetch.queue.backoff.ms", "5"),
+            // A partition that is added waits until the server has answered the fetch of the others.
+            ("fetch.wait.max.ms", "100"),
+        ];
+        self.set(&mut config, &defaults);
         config
     }
 
     /// For a member of a pipeline's group.
     pub(super) fn member(&self, group: &str) -> ClientConfig {
         let mut config = self.consumer(group);
-        let (lease, beat) = (self.lease.as_millis().to_string(), (self.lease / 5).as_millis().to_string());
+        let beat = HEARTBEAT_EVERY_MAX.min(self.lease / 5);
+        let (lease, beat) = (self.lease.as_millis().to_string(), beat.as_millis().to_string());
         // With the newer protocol (KIP-848) these are the server's to decide, and librdkafka refuses them.
         if self.properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
             self.set(
@@ -155,7 +165,8 @@ impl Cluster {
     /// For a lane's commits.
     pub(super) fn transactional(&self, id: &str) -> ClientConfig {
         let mut config = self.producer();
-        config.set("transactional.id", id);
+        // Only failures are told of, one by one.
+        config.set("transactional.id", id).set("delivery.report.only.error", "true");
         let timeout = (3 * self.timeout).as_millis().to_string();
         self.set(&mut config, &[("transaction.timeout.ms", timeout.as_str())]);
         config
@@ -381,7 +392,7 @@ mod tests {
         let cluster = cluster(&[("linger.ms", "20"), ("session.timeout.ms", "6000")]);
         assert_eq!(cluster.producer().get("linger.ms"), Some("20"));
         assert_eq!(cluster.member("p").get("session.timeout.ms"), Some("6000"));
-        assert_eq!(cluster.member("p").get("heartbeat.interval.ms"), Some("3000"));
+        assert_eq!(cluster.member("p").get("heartbeat.interval.ms"), Some("500"));
         assert!(refuses("group.id").is_some() && refuses("isolation.level").is_some());
         assert_eq!(refuses("sasl.password"), None);
     }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::{Offset as NativeOffset, TopicPartitionList};
 use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, Reading};
 use synapse_core::spec::{ReadFrom, Start};
@@ -31,16 +31,17 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::member::Group;
-use super::native::Destination;
+use super::native::{Destination, wait_delivered};
 use super::publish::{
-    DELIVERIES_LOOK, Deliveries, Outgoing, ProducerSide, ROOM_WAIT, Sent, ask_partitions, destination,
-    murmur2_partition, native,
+    Deliveries, LaneSide, Outgoing, ROOM_WAIT, Sent, ask_partitions, destination, murmur2_partition, native,
 };
 use super::reader::number;
 use crate::rows::key_of;
 
 /// How much longer than it was given a call of librdkafka's may take.
 const GRACE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a record has failed while deliveries are waited for.
+const FAILURES_LOOK: Duration = Duration::from_millis(100);
 /// How often a boundary is looked for that was committed just now.
 const BOUNDARY_LOOK: Duration = Duration::from_millis(50);
 
@@ -141,7 +142,7 @@ impl fmt::Display for Note {
 }
 
 /// Something to do with a lane's producer.
-type Call = Box<dyn FnOnce(&BaseProducer<ProducerSide>) + Send>;
+type Call = Box<dyn FnOnce(&BaseProducer<LaneSide>) + Send>;
 
 /// A lane that this host has. Its producer lives on a thread of its own, since its calls block: once the lane is dropped
 /// that thread ends what it is at and closes the producer. Should librdkafka never come back from a call, the thread and
@@ -159,7 +160,7 @@ impl Lane {
         let cluster = &shared.topics.cluster;
         let at = &key.partition;
         let id = format!("synapse/{}/{}/{}", key.pipeline, at.topic.topic, at.partition);
-        let producer = cluster.transactional(&id).create_with_context(ProducerSide(cluster.context()));
+        let producer = cluster.transactional(&id).create_with_context(LaneSide::new(cluster.context()));
         let producer = producer.map_err(|error| cluster.failed("make a producer", &error))?;
         let (calls, called) = mpsc::channel::<Call>();
         let work = move || called.iter().for_each(|call| call(&producer));
@@ -167,7 +168,15 @@ impl Lane {
         thread.map_err(|error| cluster.invalid(format_args!("a thread cannot be started: {error}")))?;
         let lane = Self { shared: Arc::clone(shared), key: key.clone(), group, calls };
         let patience = 3 * cluster.timeout;
-        lane.call("open", patience, move |producer, _| producer.init_transactions(patience)).await?;
+        let (deadline, topic) = (Instant::now() + patience, at.topic.topic.clone());
+        let open = move |producer: &BaseProducer<_>, _: &_| {
+            // librdkafka looks for a server once, and again only after half a second. So one is to be connected first:
+            // by a second question, since the connection that answers the first is given up for those it tells of.
+            ask_partitions(producer, topic.as_str(), left(deadline));
+            ask_partitions(producer, topic.as_str(), left(deadline));
+            producer.init_transactions(left(deadline))
+        };
+        lane.call("open", patience, open).await?;
         Ok(lane)
     }
 
@@ -176,19 +185,22 @@ impl Lane {
     ///
     /// # Errors
     /// What librdkafka says, or `Unavailable` if it says nothing within `patience`.
-    async fn call(
+    async fn call<T: Send + 'static>(
         &self,
         doing: &str,
         patience: Duration,
-        run: impl FnOnce(&BaseProducer<ProducerSide>, &ConsumerGroupMetadata) -> KafkaResult<()> + Send + 'static,
-    ) -> Result<(), BrokerError> {
+        run: impl FnOnce(&BaseProducer<LaneSide>, &ConsumerGroupMetadata) -> KafkaResult<T> + Send + 'static,
+    ) -> Result<T, BrokerError> {
         let cluster = &self.shared.topics.cluster;
         let doing = format!("{doing} lane `{}`", self.key);
         let (tell, told) = oneshot::channel();
         let call = {
             let (cluster, group, doing) = (Arc::clone(cluster), Arc::clone(&self.group), doing.clone());
-            move |producer: &BaseProducer<ProducerSide>| {
+            move |producer: &BaseProducer<LaneSide>| {
                 let done = run(producer, group.metadata()).map_err(|error| {
+                    // That a record failed says more than that its transaction did.
+                    producer.poll(Duration::ZERO);
+                    let error = producer.context().failed().unwrap_or(error);
                     // A producer that is done for says why only when it is asked.
                     match (error.rdkafka_error_code(), producer.client().fatal_error()) {
                         (Some(code), Some((cause, reason))) if code != cause => cluster.refused(&doing, cause, &reason),
@@ -213,30 +225,36 @@ impl Lane {
     /// Publishes outputs apart from any transaction; the lane's thread does what is work, so that reading goes on.
     async fn publish(&self, outputs: Vec<(Output, u32)>) -> Result<(), BrokerError> {
         let cluster = &self.shared.topics.cluster;
-        let (publisher, deliveries) = (self.shared.publisher.current(), Deliveries::counted());
+        let (publisher, deliveries) = (self.shared.publisher.current(), Arc::<Deliveries>::default());
         let deadline = Instant::now() + 3 * cluster.timeout;
         let sent = Arc::clone(&deliveries);
-        let enqueue = move |_: &BaseProducer<_>, _: &_| enqueue(&publisher, &outputs, None, &sent, deadline);
-        self.call("write outputs of", left(deadline), enqueue).await?;
+        let enqueue = move |_: &BaseProducer<_>, _: &_| {
+            enqueue(&publisher, &outputs, None, || Arc::clone(&sent), deadline)
+        };
+        let sent = self.call("write outputs of", left(deadline), enqueue).await?;
         let doing = format!("write outputs of lane `{}`", self.key);
-        deliveries.finish().await.map(drop).map_err(|error| cluster.failed(&doing, &error))
+        deliveries.finish(sent).await.map(drop).map_err(|error| cluster.failed(&doing, &error))
     }
 
     /// The lane's last boundary, which is at `expected` unless someone deleted it. It can be read once the marks of its
     /// transaction are written, and those of other lanes' transactions before it.
     async fn last_boundary(&self, expected: Option<Offset>) -> Result<Option<Boundary>, BrokerError> {
-        let deadline = Instant::now() + 3 * self.shared.topics.cluster.timeout;
-        loop {
-            let last = self.shared.changelog.boundaries(&self.key).await?.pop();
-            if last.as_ref().map(|boundary| boundary.from) >= expected {
-                return Ok(last);
-            }
+        let (changelog, deadline) = (&self.shared.changelog, Instant::now() + 3 * self.shared.topics.cluster.timeout);
+        let Some(expected) = expected else { return Ok(None) };
+        let is_it = |last: &Option<Boundary>| last.as_ref().is_some_and(|boundary| boundary.from >= expected);
+        let mut last = changelog.last_known(&self.key).await;
+        if !is_it(&last) {
+            last = changelog.boundaries(&self.key).await?.pop();
+        }
+        while !is_it(&last) {
             if Instant::now() > deadline {
                 tracing::warn!(lane = %self.key, "the lane's last boundary is gone; the builds at work are noted anew");
                 return Ok(None);
             }
             sleep(BOUNDARY_LOOK).await;
+            last = changelog.boundaries(&self.key).await?.pop();
         }
+        Ok(last)
     }
 
     /// One transaction: these outputs, a boundary, and the group's offset.
@@ -252,7 +270,7 @@ impl Lane {
         if transacted.is_err() {
             // Readers need not wait for its time to run out. If this fails, too, whoever opens the lane next gives the
             // transaction up.
-            let abort = move |producer: &BaseProducer<ProducerSide>| drop(producer.abort_transaction(left(deadline)));
+            let abort = move |producer: &BaseProducer<LaneSide>| drop(producer.abort_transaction(left(deadline)));
             let _ = self.calls.send(Box::new(abort));
         }
         transacted
@@ -266,12 +284,13 @@ impl Lane {
         next: i64,
         note: String,
     ) -> Result<(), BrokerError> {
-        let boundary = boundary.map(|boundary| self.shared.changelog.record(&self.key, &boundary));
+        let boundary = match boundary {
+            Some(boundary) => Some(self.shared.changelog.record(&self.key, &boundary).await?),
+            None => None,
+        };
         let produce = move |producer: &BaseProducer<_>, _: &_| {
             producer.begin_transaction()?;
-            let deliveries = Deliveries::counted();
-            enqueue(producer, &outputs, boundary.as_ref(), &deliveries, deadline)?;
-            flush(producer, &deliveries, deadline)
+            enqueue(producer, &outputs, boundary.as_ref(), || (), deadline)
         };
         self.call("write outputs of", left(deadline), produce).await?;
 
@@ -289,8 +308,11 @@ impl Lane {
         };
         self.call("write the position of", patience, position).await?;
 
-        let commit =
-            move |producer: &BaseProducer<_>, _: &_| again(deadline, || producer.commit_transaction(left(deadline)));
+        // The outputs were on their way meanwhile.
+        let commit = move |producer: &BaseProducer<_>, _: &_| {
+            flush(producer, deadline)?;
+            again(deadline, || producer.commit_transaction(left(deadline)))
+        };
         self.call("commit", left(deadline), commit).await
     }
 }
@@ -311,22 +333,22 @@ fn again(deadline: Instant, mut call: impl FnMut() -> KafkaResult<()>) -> KafkaR
     }
 }
 
-/// Hands records to a producer, in order.
-fn enqueue(
-    producer: &BaseProducer<ProducerSide>,
+/// Hands records to a producer, in order, each with an `opaque`; how many.
+fn enqueue<C: ProducerContext + 'static>(
+    producer: &BaseProducer<C>,
     outputs: &[(Output, u32)],
     boundary: Option<&(TopicName, Vec<u8>, Vec<u8>)>,
-    deliveries: &Arc<Deliveries>,
+    opaque: impl Fn() -> C::DeliveryOpaque,
     deadline: Instant,
-) -> KafkaResult<()> {
-    let put = |record: Outgoing<'_>, to: &Destination<'_, _>, topic: &TopicName, partition: u32| {
+) -> KafkaResult<usize> {
+    let put = |record: Outgoing<'_>, to: &Destination<'_, C>, topic: &TopicName, partition: u32| {
         loop {
-            match record.send(to, partition, deliveries)? {
+            match record.send(to, partition, opaque())? {
                 Sent::Yes => return Ok(()),
                 _ if Instant::now() > deadline => {
                     return Err(KafkaError::MessageProduction(RDKafkaErrorCode::TimedOutQueue));
                 }
-                Sent::Full => producer.poll(ROOM_WAIT),
+                Sent::Full => std::thread::sleep(ROOM_WAIT),
                 Sent::Unknown => ask_partitions(producer, topic.as_str(), left(deadline)),
             }
         }
@@ -342,19 +364,23 @@ fn enqueue(
     if let Some((topic, key, value)) = boundary {
         put(Outgoing::Plain { key, value }, &destination(producer, topic)?, topic, 0)?;
     }
-    Ok(())
+    Ok(outputs.iter().map(|(output, _)| output.events.len()).sum::<usize>() + usize::from(boundary.is_some()))
 }
 
-/// Waits until everything that was handed to a producer of our own is acknowledged.
-fn flush(producer: &BaseProducer<ProducerSide>, deliveries: &Deliveries, deadline: Instant) -> KafkaResult<()> {
-    // The crate's own `flush` looks every tenth of a second only.
-    while producer.in_flight_count() > 0 {
-        if Instant::now() > deadline {
-            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+/// Waits until everything that a lane's producer was given is acknowledged.
+fn flush(producer: &BaseProducer<LaneSide>, deadline: Instant) -> KafkaResult<()> {
+    loop {
+        let delivered = wait_delivered(producer, FAILURES_LOOK.min(left(deadline)));
+        producer.poll(Duration::ZERO);
+        match producer.context().failed() {
+            Some(error) => return Err(error),
+            None if delivered => return Ok(()),
+            None if Instant::now() > deadline => {
+                return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+            }
+            None => {}
         }
-        producer.poll(DELIVERIES_LOOK);
     }
-    deliveries.result().map(drop)
 }
 
 struct LaneCommitter {

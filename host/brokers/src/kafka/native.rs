@@ -1,5 +1,6 @@
-//! What the rdkafka crate does not offer: one partition's records, many at a time, and records to send whose topic and
-//! headers need no texts of their own.
+//! What the rdkafka crate does not offer: one partition's records, many at a time, records to send whose topic and headers
+//! need no texts of their own, and to wait for deliveries without looking for them again and again (a look of the crate's
+//! is busy in its last millisecond).
 //!
 //! The one module of this crate with unsafe code. It hides pointers: what it hands out is plain and safe. It must not
 //! know topics' contents, lanes or events.
@@ -9,6 +10,7 @@ use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -208,6 +210,15 @@ impl<'q> Iterator for Headers<'q> {
             }
         }
     }
+}
+
+/// Waits until nothing that a producer was given is under way any more; tells whether that was so before `timeout`.
+/// Records whose delivery is told to the application count until it was told.
+pub(super) fn wait_delivered<C: ProducerContext>(producer: &BaseProducer<C>, timeout: Duration) -> bool {
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client lives as long as the producer.
+    let error = unsafe { sys::rd_kafka_flush(producer.client().native_ptr(), timeout) };
+    !error.is_error()
 }
 
 /// A topic that a producer sends to.

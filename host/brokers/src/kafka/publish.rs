@@ -1,9 +1,9 @@
-//! Writing records: events become records with one counter of deliveries for all of them.
+//! Writing records: events become records, and what becomes of those that were sent together is told at once.
 //!
 //! This module does not know transactions or what happens when a delivery fails.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +20,6 @@ use tokio::sync::Notify;
 use super::client::Context;
 use super::native::{Destination, NewHeaders};
 
-/// How long one look for deliveries takes.
-pub(super) const DELIVERIES_LOOK: Duration = Duration::from_millis(1);
 /// How long a producer's queue is given to make room.
 pub(super) const ROOM_WAIT: Duration = Duration::from_millis(5);
 
@@ -31,8 +29,8 @@ pub(super) type Offsets = HashMap<i32, Vec<i64>>;
 /// What becomes of records that were sent together, to one topic if their places are wanted.
 #[derive(Default)]
 pub(super) struct Deliveries {
-    /// Not told of yet; the sender holds one until it has sent all.
-    open: AtomicUsize,
+    /// How many were told of less than were sent; below zero while the sender has not said yet how many there are.
+    open: AtomicIsize,
     done: Notify,
     wants_offsets: bool,
     told: Mutex<Told>,
@@ -46,38 +44,25 @@ struct Told {
 }
 
 impl Deliveries {
-    /// Only counts.
-    pub(super) fn counted() -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(1), ..Self::default() })
-    }
-
     /// Notes down where records lie, too.
-    pub(super) fn placed() -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(1), wants_offsets: true, ..Self::default() })
+    pub(super) fn placed() -> Self {
+        Self { wants_offsets: true, ..Self::default() }
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close(&self) {
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.done.notify_one();
-        }
-    }
-
-    /// All are sent: waits until each was told of. The offsets by partition, in the order in which they were sent.
+    /// So many were sent: waits until each was told of. The offsets by partition, in the order in which they were sent.
     ///
     /// # Errors
     /// What became of the first that failed; others may be durable.
-    pub(super) async fn finish(&self) -> Result<Offsets, KafkaError> {
-        self.close();
-        self.done.notified().await;
-        self.result()
-    }
-
-    /// As [`Deliveries::finish`], once the producer was flushed.
-    pub(super) fn result(&self) -> Result<Offsets, KafkaError> {
+    pub(super) async fn finish(&self, sent: usize) -> Result<Offsets, KafkaError> {
+        // No machine holds more of them.
+        let sent = isize::try_from(sent).unwrap_or(isize::MAX);
+        if self.open.fetch_add(sent, Ordering::AcqRel) + sent > 0 {
+            self.done.notified().await;
+        }
         let mut told = self.told();
         match told.error.take() {
             Some(error) => Err(error),
@@ -86,7 +71,7 @@ impl Deliveries {
     }
 }
 
-/// A producer's context: counts deliveries.
+/// The context of a producer that many use: each record has those with it who are told of its delivery.
 #[derive(Clone)]
 pub(super) struct ProducerSide(pub(super) Context);
 
@@ -113,7 +98,47 @@ impl ProducerContext for ProducerSide {
                 deliveries.told().error.get_or_insert_with(|| error.clone());
             }
         }
-        deliveries.close();
+        if deliveries.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            deliveries.done.notify_one();
+        }
+    }
+}
+
+/// The context of a producer that one lane has for itself: it is told of failures only.
+pub(super) struct LaneSide {
+    context: Context,
+    failed: Mutex<Option<KafkaError>>,
+}
+
+impl LaneSide {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context, failed: Mutex::default() }
+    }
+
+    /// What became of the first record that failed since this was asked last.
+    pub(super) fn failed(&self) -> Option<KafkaError> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ClientContext for LaneSide {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.context.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.context.error(error, reason);
+    }
+}
+
+impl ProducerContext for LaneSide {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert_with(|| error.clone());
+        }
     }
 }
 
@@ -121,14 +146,14 @@ impl ProducerContext for ProducerSide {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
     Yes,
-    /// Its queue is full: it has to be polled.
+    /// Its queue is full: it is to be tried again soon.
     Full,
     /// The topic has got partitions that the producer has not heard of: it has to ask.
     Unknown,
 }
 
 /// Has a producer ask for a topic's partitions.
-pub(super) fn ask_partitions(producer: &BaseProducer<ProducerSide>, topic: &str, timeout: Duration) {
+pub(super) fn ask_partitions<C: ProducerContext>(producer: &BaseProducer<C>, topic: &str, timeout: Duration) {
     // Whatever comes of it, the record is tried again until its time is up.
     let _ = producer.client().fetch_metadata(Some(topic), timeout);
 }
@@ -149,27 +174,22 @@ pub(super) enum Outgoing<'e> {
 }
 
 impl Outgoing<'_> {
-    /// Hands it to the producer.
-    pub(super) fn send(
+    /// Hands it to the producer; what becomes of it is told to the producer's context with `opaque`.
+    pub(super) fn send<C: ProducerContext + 'static>(
         self,
-        to: &Destination<'_, ProducerSide>,
+        to: &Destination<'_, C>,
         partition: u32,
-        deliveries: &Arc<Deliveries>,
+        opaque: C::DeliveryOpaque,
     ) -> Result<Sent, KafkaError> {
         let (key, value, headers) = match self {
             Self::Event(event) => (event.partition_key().map(str::as_bytes), event.data(), headers_of(event)),
             Self::Plain { key, value } => (Some(key), value, NewHeaders::new(0)),
         };
-        // Counted first: it may be told of before this call ends.
-        deliveries.open.fetch_add(1, Ordering::AcqRel);
-        let Err(error) = to.send(native(partition), key, value, headers, Arc::clone(deliveries)) else {
-            return Ok(Sent::Yes);
-        };
-        deliveries.open.fetch_sub(1, Ordering::AcqRel);
-        match error {
-            RDKafkaErrorCode::QueueFull => Ok(Sent::Full),
-            RDKafkaErrorCode::UnknownPartition => Ok(Sent::Unknown),
-            error => Err(KafkaError::MessageProduction(error)),
+        match to.send(native(partition), key, value, headers, opaque) {
+            Ok(()) => Ok(Sent::Yes),
+            Err(RDKafkaErrorCode::QueueFull) => Ok(Sent::Full),
+            Err(RDKafkaErrorCode::UnknownPartition) => Ok(Sent::Unknown),
+            Err(error) => Err(KafkaError::MessageProduction(error)),
         }
     }
 }
@@ -182,10 +202,10 @@ fn headers_of(event: EventRef<'_>) -> NewHeaders {
 }
 
 /// A topic to send to.
-pub(super) fn destination<'p>(
-    producer: &'p BaseProducer<ProducerSide>,
+pub(super) fn destination<'p, C: ProducerContext + 'static>(
+    producer: &'p BaseProducer<C>,
     topic: &TopicName,
-) -> Result<Destination<'p, ProducerSide>, KafkaError> {
+) -> Result<Destination<'p, C>, KafkaError> {
     Destination::open(producer, topic.as_str()).map_err(KafkaError::MessageProduction)
 }
 
