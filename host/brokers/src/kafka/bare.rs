@@ -16,8 +16,10 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::native::wait_delivered;
 
-/// Records of one commit.
+/// Records of one commit, at-least-once: it waits for the deliveries of each, and more at once was slower.
 const BATCH: usize = 4096;
+/// Records of one transaction, whose own round trips are to be spread over many.
+const TRANSACTION: usize = 32768;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -52,11 +54,12 @@ pub fn copy(bootstrap: &str, [from, to, group]: [&str; 3], records: usize, exact
     assignment.add_partition_offset(from, 0, Offset::Beginning)?;
     consumer.assign(&assignment)?;
     let (mut done, target) = (0, CString::new(to)?);
+    let batch = if exactly_once { TRANSACTION } else { BATCH };
     while done < records {
         if exactly_once {
             producer.begin_transaction()?;
         }
-        let (count, next) = pass_on(&consumer, &producer, &target, BATCH.min(records - done))?;
+        let (count, next) = pass_on(&consumer, &producer, &target, batch.min(records - done))?;
         done += count;
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(from, 0, Offset::Offset(next))?;
@@ -80,7 +83,7 @@ fn pass_on(
     to: &CString,
     max: usize,
 ) -> KafkaResult<(usize, i64)> {
-    let (mut messages, mut count, mut next) = (vec![ptr::null_mut(); BATCH], 0, 0);
+    let (mut messages, mut count, mut next) = (vec![ptr::null_mut(); max], 0, 0);
     let began = Instant::now();
     // SAFETY: both clients outlive the calls; each message is freed once and its headers are owned by whom they are
     // handed to; the array has room for as many pointers as are asked for.
