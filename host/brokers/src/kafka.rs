@@ -278,7 +278,7 @@ impl Broker for KafkaBroker {
 
     /// A transaction is several round trips and marks in every partition, however much it holds.
     fn batches_per_commit_max(&self) -> usize {
-        64
+        128
     }
 
     async fn ensure_topic(&self, topic: &TopicName, spec: &TopicSpec) -> Result<TopicInfo, BrokerError> {
