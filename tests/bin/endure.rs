@@ -12,6 +12,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use synapse_test_servers::kafka::Kafka;
 use synapse_tests::host::Host;
 use synapse_tests::plugins::component;
@@ -35,8 +36,11 @@ struct Options {
 
 #[derive(Subcommand)]
 enum What {
-    /// Events a second of one host, of one again, and of two, from one topic to another.
+    /// Events a second of one host, of one again, and of two, from one topic to another. Each host has one processor core.
     Hosts {
+        /// Events that the plugin works at for some ten microseconds each, instead of ones that it only looks at.
+        #[arg(long)]
+        work: bool,
         /// How many events each time.
         #[arg(long, default_value_t = 1_000_000)]
         events: usize,
@@ -56,32 +60,58 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let kafka = Kafka::start()?;
     match options.what {
-        What::Hosts { events, rounds } => hosts(&kafka, events, rounds.get()),
+        What::Hosts { work, events, rounds } => {
+            let load = if work { Load::Work } else { Load::Look };
+            hosts(&kafka, load, events, rounds.get())
+        }
         What::Soak { seconds } => soak(&kafka, Duration::from_secs(seconds)),
     }
 }
 
+/// What is to be done with each event.
+#[derive(Clone, Copy)]
+enum Load {
+    Look,
+    Work,
+}
+
+impl Load {
+    fn event_type(self) -> &'static str {
+        match self {
+            Self::Look => "load",
+            Self::Work => "work",
+        }
+    }
+
+    fn stage(self) -> String {
+        match self {
+            Self::Look => format!("plugin = {:?}\nconfig = {{ type = \"load\" }}\n", component("plugins/filter-match")),
+            Self::Work => format!("plugin = {:?}\n", component("tests/plugins/picky")),
+        }
+    }
+}
+
 /// `kept` says how much of the source is.
-fn configuration(kafka: &Kafka, pipeline: &str, to: &str, kept: &str) -> String {
-    let (bootstrap, filter) = (kafka.bootstrap(), component("plugins/filter-match"));
+fn configuration(kafka: &Kafka, load: Load, pipeline: &str, to: &str, kept: &str) -> String {
+    let (bootstrap, stage) = (kafka.bootstrap(), load.stage());
     format!(
         "[brokers.bus]\nkind = \"kafka\"\nbootstrap = {bootstrap:?}\n\
          [topics.\"bus/in\"]\npartitions = {PARTITIONS}\n{kept}\
          [topics.\"bus/{to}\"]\npartitions = {PARTITIONS}\nretention = {{ size = \"64 MiB\" }}\n\
          [[pipelines]]\nname = {pipeline:?}\nfrom = \"bus/in\"\nto = \"bus/{to}\"\n\
-         [[pipelines.stages]]\nname = \"filter\"\nplugin = {filter:?}\nconfig = {{ type = \"load\" }}\n"
+         [[pipelines.stages]]\nname = \"filter\"\n{stage}"
     )
 }
 
-fn hosts(kafka: &Kafka, events: usize, rounds: usize) -> Result<()> {
+fn hosts(kafka: &Kafka, load: Load, events: usize, rounds: usize) -> Result<()> {
     // Makes the topics.
-    drop(Host::start(&configuration(kafka, "none", "none", ""))?);
-    fill(kafka, events, || 0, &AtomicBool::new(false))?;
+    drop(Host::start(&configuration(kafka, load, "none", "none", ""))?);
+    fill(kafka, load, events, || 0, &AtomicBool::new(false))?;
     let mut rates = [const { Vec::new() }; 3];
     for round in 0..rounds {
         for (kind, hosts) in [1, 1, 2].into_iter().enumerate() {
             let name = format!("run-{round}-{kind}");
-            rates[kind].push(rate(&configuration(kafka, &name, &name, ""), hosts, events)?);
+            rates[kind].push(rate(&configuration(kafka, load, &name, &name, ""), hosts, events)?);
         }
     }
     let [one, again, two] = rates.map(median);
@@ -101,8 +131,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn rate(configuration: &str, hosts: usize, events: usize) -> Result<f64> {
     let prepared = (0..hosts).map(|_| Host::prepare(configuration)).collect::<Result<Vec<_>>>()?;
     let hosts = std::thread::scope(|scope| {
-        let start = |mut host: Host| scope.spawn(move || host.resume().map(|()| host));
-        let starting: Vec<_> = prepared.into_iter().map(start).collect();
+        let start = |(core, mut host): (usize, Host)| {
+            scope.spawn(move || {
+                bind_to(core)?;
+                host.resume()?;
+                Ok(host)
+            })
+        };
+        let starting: Vec<_> = prepared.into_iter().enumerate().map(start).collect();
         starting.into_iter().map(|host| host.join().expect("no panic")).collect::<Result<Vec<_>>>()
     })?;
     let (begun, mut warm) = (Instant::now(), None);
@@ -120,6 +156,13 @@ fn rate(configuration: &str, hosts: usize, events: usize) -> Result<f64> {
     }
 }
 
+/// Binds this thread, and the processes that it starts, to a processor core.
+fn bind_to(core: usize) -> Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core % std::thread::available_parallelism()?.get());
+    Ok(sched_setaffinity(None, &cores)?)
+}
+
 fn committed(host: &Host) -> Result<usize> {
     Ok(host.metric("synapse_events_committed_total", "")? as usize)
 }
@@ -127,12 +170,12 @@ fn committed(host: &Host) -> Result<usize> {
 fn soak(kafka: &Kafka, length: Duration) -> Result<()> {
     let every = (length / 20).max(Duration::from_secs(1));
     let kept = "retention = { size = \"256 MiB\" }\n";
-    let host = Host::start(&configuration(kafka, "soak", "out", kept))?;
+    let host = Host::start(&configuration(kafka, Load::Look, "soak", "out", kept))?;
     let (stop, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:>8} {:>12} {:>12}", "seconds", "events/s", "resident MiB")?;
     std::thread::scope(|scope| {
-        let filling = scope.spawn(|| fill(kafka, usize::MAX, || done.load(Ordering::Relaxed), &stop));
+        let filling = scope.spawn(|| fill(kafka, Load::Look, usize::MAX, || done.load(Ordering::Relaxed), &stop));
         let (begun, mut sampled, mut before) = (Instant::now(), Instant::now(), 0);
         let mut sample = || -> Result<()> {
             while begun.elapsed() < length && !filling.is_finished() {
@@ -156,7 +199,7 @@ fn soak(kafka: &Kafka, length: Duration) -> Result<()> {
 }
 
 /// Sends so many events, or until it is stopped, and no further ahead than is allowed of what is done.
-fn fill(kafka: &Kafka, events: usize, done: impl Fn() -> usize, stop: &AtomicBool) -> Result<()> {
+fn fill(kafka: &Kafka, load: Load, events: usize, done: impl Fn() -> usize, stop: &AtomicBool) -> Result<()> {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka.bootstrap())
         .set("enable.idempotence", "true")
@@ -175,7 +218,8 @@ fn fill(kafka: &Kafka, events: usize, done: impl Fn() -> usize, stop: &AtomicBoo
             break;
         }
         let (id, partition) = (number.to_string(), i32::try_from(number % PARTITIONS as usize)?);
-        let attributes = [("ce_specversion", "1.0"), ("ce_id", &id), ("ce_source", "/load"), ("ce_type", "load")];
+        let attributes =
+            [("ce_specversion", "1.0"), ("ce_id", &id), ("ce_source", "/load"), ("ce_type", load.event_type())];
         let header = |headers: OwnedHeaders, (key, value)| headers.insert(Header { key, value: Some(value) });
         let headers = attributes.into_iter().fold(OwnedHeaders::new(), header);
         let mut record = BaseRecord::to("in").partition(partition).key(&id).payload(&data[..]).headers(headers);

@@ -215,7 +215,8 @@ impl Shared {
         let (topic, deliveries) = (&output.topic.topic, Arc::new(Deliveries::placed()));
         let rows = self.send_all(output, &deliveries).await?;
         let doing = format!("publish to topic `{topic}`");
-        let offsets = deliveries.finish(rows.len()).await.map_err(|error| self.topics.cluster.failed(&doing, &error))?;
+        let offsets =
+            deliveries.finish(rows.len()).await.map_err(|error| self.topics.cluster.failed(&doing, &error))?;
         self.topics.added(topic, rows.len());
         placed(&rows, offsets)
             .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))

@@ -228,9 +228,8 @@ impl Lane {
         let (publisher, deliveries) = (self.shared.publisher.current(), Arc::<Deliveries>::default());
         let deadline = Instant::now() + 3 * cluster.timeout;
         let sent = Arc::clone(&deliveries);
-        let enqueue = move |_: &BaseProducer<_>, _: &_| {
-            enqueue(&publisher, &outputs, None, || Arc::clone(&sent), deadline)
-        };
+        let enqueue =
+            move |_: &BaseProducer<_>, _: &_| enqueue(&publisher, &outputs, None, || Arc::clone(&sent), deadline);
         let sent = self.call("write outputs of", left(deadline), enqueue).await?;
         let doing = format!("write outputs of lane `{}`", self.key);
         deliveries.finish(sent).await.map(drop).map_err(|error| cluster.failed(&doing, &error))

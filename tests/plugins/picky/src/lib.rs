@@ -18,9 +18,21 @@ impl Filter for Picky {
             "bomb" => bomb(),
             "reject" => Verdict::reject("not this one"),
             "drop" => Verdict::Drop,
+            "work" => work(event.data()),
             _ => Verdict::Keep,
         }
     }
+}
+
+/// Keeps a processor core busy for about 10 microseconds with each 100 bytes.
+fn work(data: &[u8]) -> Verdict {
+    for _ in 0..100 {
+        let hash = data
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        std::hint::black_box(hash);
+    }
+    Verdict::Keep
 }
 
 /// Never ends; the compiler cannot know.
