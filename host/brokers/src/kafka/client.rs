@@ -22,7 +22,7 @@ use synapse_core::{BrokerError, BrokerName};
 use super::member::Rebalanced;
 
 /// Properties that Synapse sets itself, and why nobody else may.
-const OURS: [(&str, &str); 15] = [
+const OURS: [(&str, &str); 16] = [
     ("bootstrap.servers", "it is `bootstrap` of the broker"),
     ("metadata.broker.list", "it is `bootstrap` of the broker"),
     ("group.id", "a pipeline's group has the pipeline's name"),
@@ -32,6 +32,7 @@ const OURS: [(&str, &str); 15] = [
     ("enable.idempotence", "without it a retry could repeat and reorder events"),
     ("acks", "what is acknowledged has to be durable"),
     ("request.required.acks", "what is acknowledged has to be durable"),
+    ("delivery.report.only.error", "Synapse asks for those reports that it needs"),
     ("enable.auto.commit", "positions are committed with the effects of their events"),
     ("enable.auto.offset.store", "positions are committed with the effects of their events"),
     ("enable.partition.eof", "it is how the end of a topic is noticed"),
