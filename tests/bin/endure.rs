@@ -12,7 +12,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use synapse_test_servers::kafka::Kafka;
 use synapse_tests::host::Host;
 use synapse_tests::plugins::component;
@@ -156,10 +156,12 @@ fn rate(configuration: &str, hosts: usize, events: usize) -> Result<f64> {
     }
 }
 
-/// Binds this thread, and the processes that it starts, to a processor core.
-fn bind_to(core: usize) -> Result<()> {
+/// Binds this thread, and the processes that it starts, to one of the processor cores that it may use.
+fn bind_to(which: usize) -> Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let mut usable = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).cycle();
     let mut cores = CpuSet::new();
-    cores.set(core % std::thread::available_parallelism()?.get());
+    cores.set(usable.nth(which).context("no core may be used")?);
     Ok(sched_setaffinity(None, &cores)?)
 }
 

@@ -63,11 +63,14 @@ pub fn copy(bootstrap: &str, [from, to, group]: [&str; 3], records: usize, exact
         done += count;
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(from, 0, Offset::Offset(next))?;
+        if exactly_once {
+            // While the records are under way.
+            producer.send_offsets_to_transaction(&offsets, &metadata, PATIENCE)?;
+        }
         if !wait_delivered(&producer, PATIENCE) {
             return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
         }
         if exactly_once {
-            producer.send_offsets_to_transaction(&offsets, &metadata, PATIENCE)?;
             producer.commit_transaction(PATIENCE)?;
         } else {
             consumer.commit(&offsets, CommitMode::Async)?;
@@ -91,16 +94,20 @@ fn pass_on(
         let queue = sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr());
         while count < max {
             let got = sys::rd_kafka_consume_batch_queue(queue, 10, messages.as_mut_ptr(), max - count);
+            let mut sent = Ok(());
             for &message in &messages[..usize::try_from(got).unwrap_or_default()] {
                 if (*message).err == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    send(producer, to, message);
+                    sent = sent.and_then(|()| send(producer, to, message));
                     (count, next) = (count + 1, (*message).offset + 1);
                 }
                 sys::rd_kafka_message_destroy(message);
             }
             if began.elapsed() > PATIENCE {
+                sent = sent.and(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)));
+            }
+            if let Err(error) = sent {
                 sys::rd_kafka_queue_destroy(queue);
-                return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
+                return Err(error);
             }
         }
         sys::rd_kafka_queue_destroy(queue);
@@ -110,7 +117,11 @@ fn pass_on(
 
 /// # Safety
 /// The message is valid, and nobody else has to do with its headers.
-unsafe fn send(producer: &BaseProducer<DefaultProducerContext>, to: &CString, message: *mut sys::rd_kafka_message_t) {
+unsafe fn send(
+    producer: &BaseProducer<DefaultProducerContext>,
+    to: &CString,
+    message: *mut sys::rd_kafka_message_t,
+) -> KafkaResult<()> {
     // SAFETY: the caller's word; what is taken from the message is copied before the call ends, but for the headers,
     // which then belong to the producer.
     unsafe {
@@ -135,10 +146,19 @@ unsafe fn send(producer: &BaseProducer<DefaultProducerContext>, to: &CString, me
                 headers,
                 sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
             );
-            if !error.is_error() {
-                return;
+            match error {
+                _ if !error.is_error() => return Ok(()),
+                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                _ => {
+                    // They are still ours.
+                    if !headers.is_null() {
+                        sys::rd_kafka_headers_destroy(headers);
+                    }
+                    return Err(KafkaError::MessageProduction(error.into()));
+                }
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

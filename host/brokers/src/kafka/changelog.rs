@@ -37,19 +37,15 @@ impl Changelog {
         Self { topics, readers, topic, made: OnceCell::new(), state: Mutex::default() }
     }
 
-    async fn make(&self) -> Result<(), BrokerError> {
+    /// Makes sure that the topic is there.
+    pub(super) async fn make(&self) -> Result<(), BrokerError> {
         self.made.get_or_try_init(|| self.topics.make_compacted(&self.topic)).await.copied()
     }
 
     /// Where a lane's boundary is written: topic, key and value of the record. Its partition is the first.
-    pub(super) async fn record(
-        &self,
-        lane: &LaneKey,
-        boundary: &Boundary,
-    ) -> Result<(TopicName, Vec<u8>, Vec<u8>), BrokerError> {
-        self.make().await?;
+    pub(super) fn record(&self, lane: &LaneKey, boundary: &Boundary) -> (TopicName, Vec<u8>, Vec<u8>) {
         let key = format!("{}/{}", name(lane), boundary.from).into_bytes();
-        Ok((self.topic.clone(), key, serde_json::to_vec(boundary).expect("texts are JSON")))
+        (self.topic.clone(), key, serde_json::to_vec(boundary).expect("texts are JSON"))
     }
 
     /// Notes a boundary that this host has committed: readers see it a moment later, once the transaction's marks are
@@ -57,12 +53,6 @@ impl Changelog {
     pub(super) async fn committed(&self, lane: &LaneKey, boundary: &Boundary) {
         let mut state = self.state.lock().await;
         state.boundaries.entry(name(lane)).or_default().insert(boundary.from, boundary.clone());
-    }
-
-    /// The last boundary of a lane among those that were read or written here.
-    pub(super) async fn last_known(&self, lane: &LaneKey) -> Option<Boundary> {
-        let state = self.state.lock().await;
-        state.boundaries.get(&name(lane)).and_then(|found| found.values().next_back().cloned())
     }
 
     /// Every boundary of a lane that is known to be committed, oldest first. One that another host has just committed is

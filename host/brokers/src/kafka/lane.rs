@@ -40,6 +40,8 @@ use crate::rows::key_of;
 
 /// How much longer than it was given a call of librdkafka's may take.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long opening a lane waits for a connection that only saves time.
+const CONNECT_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked whether a record has failed while deliveries are waited for.
 const FAILURES_LOOK: Duration = Duration::from_millis(100);
 /// How often a boundary is looked for that was committed just now.
@@ -170,10 +172,7 @@ impl Lane {
         let patience = 3 * cluster.timeout;
         let (deadline, topic) = (Instant::now() + patience, at.topic.topic.clone());
         let open = move |producer: &BaseProducer<_>, _: &_| {
-            // librdkafka looks for a server once, and again only after half a second. So one is to be connected first:
-            // by a second question, since the connection that answers the first is given up for those it tells of.
-            ask_partitions(producer, topic.as_str(), left(deadline));
-            ask_partitions(producer, topic.as_str(), left(deadline));
+            connect(producer, topic.as_str(), deadline);
             producer.init_transactions(left(deadline))
         };
         lane.call("open", patience, open).await?;
@@ -198,9 +197,11 @@ impl Lane {
             let (cluster, group, doing) = (Arc::clone(cluster), Arc::clone(&self.group), doing.clone());
             move |producer: &BaseProducer<LaneSide>| {
                 let done = run(producer, group.metadata()).map_err(|error| {
-                    // That a record failed says more than that its transaction did.
-                    producer.poll(Duration::ZERO);
-                    let error = producer.context().failed().unwrap_or(error);
+                    let error = match error.rdkafka_error_code() {
+                        // The transaction is lost already: the record that failed tells why.
+                        Some(RDKafkaErrorCode::State) => flush(producer, Instant::now() + GRACE).err().unwrap_or(error),
+                        _ => error,
+                    };
                     // A producer that is done for says why only when it is asked.
                     match (error.rdkafka_error_code(), producer.client().fatal_error()) {
                         (Some(code), Some((cause, reason))) if code != cause => cluster.refused(&doing, cause, &reason),
@@ -239,21 +240,22 @@ impl Lane {
     /// transaction are written, and those of other lanes' transactions before it.
     async fn last_boundary(&self, expected: Option<Offset>) -> Result<Option<Boundary>, BrokerError> {
         let (changelog, deadline) = (&self.shared.changelog, Instant::now() + 3 * self.shared.topics.cluster.timeout);
-        let Some(expected) = expected else { return Ok(None) };
-        let is_it = |last: &Option<Boundary>| last.as_ref().is_some_and(|boundary| boundary.from >= expected);
-        let mut last = changelog.last_known(&self.key).await;
-        if !is_it(&last) {
-            last = changelog.boundaries(&self.key).await?.pop();
-        }
-        while !is_it(&last) {
+        let Some(expected) = expected else {
+            // There is none; the first commit writes one.
+            changelog.make().await?;
+            return Ok(None);
+        };
+        loop {
+            let last = changelog.boundaries(&self.key).await?.pop();
+            if last.as_ref().is_some_and(|boundary| boundary.from >= expected) {
+                return Ok(last);
+            }
             if Instant::now() > deadline {
                 tracing::warn!(lane = %self.key, "the lane's last boundary is gone; the builds at work are noted anew");
                 return Ok(None);
             }
             sleep(BOUNDARY_LOOK).await;
-            last = changelog.boundaries(&self.key).await?.pop();
         }
-        Ok(last)
     }
 
     /// One transaction: these outputs, a boundary, and the group's offset.
@@ -269,7 +271,17 @@ impl Lane {
         if transacted.is_err() {
             // Readers need not wait for its time to run out. If this fails, too, whoever opens the lane next gives the
             // transaction up.
-            let abort = move |producer: &BaseProducer<LaneSide>| drop(producer.abort_transaction(left(deadline)));
+            let abort = move |producer: &BaseProducer<LaneSide>| {
+                let aborted = again(deadline, || {
+                    // It ends once the failures that it causes were heard, which it does not do itself.
+                    let aborted = producer.abort_transaction(FAILURES_LOOK.min(left(deadline)));
+                    hear(producer);
+                    aborted
+                });
+                if let Err(error) = aborted {
+                    tracing::debug!(%error, "a transaction could not be given up");
+                }
+            };
             let _ = self.calls.send(Box::new(abort));
         }
         transacted
@@ -283,10 +295,7 @@ impl Lane {
         next: i64,
         note: String,
     ) -> Result<(), BrokerError> {
-        let boundary = match boundary {
-            Some(boundary) => Some(self.shared.changelog.record(&self.key, &boundary).await?),
-            None => None,
-        };
+        let boundary = boundary.map(|boundary| self.shared.changelog.record(&self.key, &boundary));
         let produce = move |producer: &BaseProducer<_>, _: &_| {
             producer.begin_transaction()?;
             enqueue(producer, &outputs, boundary.as_ref(), || (), deadline)
@@ -332,6 +341,29 @@ fn again(deadline: Instant, mut call: impl FnMut() -> KafkaResult<()>) -> KafkaR
     }
 }
 
+/// Has a producer connect to a server if it can be done soon. librdkafka looks for one when transactions begin, and again
+/// only after half a second.
+fn connect(producer: &BaseProducer<LaneSide>, topic: &str, deadline: Instant) {
+    // Twice, since the connection that answers the first question is given up for those to servers that it tells of.
+    for _ in 0..2 {
+        ask_partitions(producer, topic, CONNECT_WAIT.min(left(deadline)));
+    }
+}
+
+/// Hears all that a producer has to tell by now.
+fn hear(producer: &BaseProducer<LaneSide>) {
+    // One poll hears one thing; what is not heard of yet counts as under way.
+    let mut before = producer.in_flight_count();
+    loop {
+        producer.poll(Duration::ZERO);
+        let now = producer.in_flight_count();
+        if now >= before {
+            return;
+        }
+        before = now;
+    }
+}
+
 /// Hands records to a producer, in order, each with an `opaque`; how many.
 fn enqueue<C: ProducerContext + 'static>(
     producer: &BaseProducer<C>,
@@ -370,7 +402,7 @@ fn enqueue<C: ProducerContext + 'static>(
 fn flush(producer: &BaseProducer<LaneSide>, deadline: Instant) -> KafkaResult<()> {
     loop {
         let delivered = wait_delivered(producer, FAILURES_LOOK.min(left(deadline)));
-        producer.poll(Duration::ZERO);
+        hear(producer);
         match producer.context().failed() {
             Some(error) => return Err(error),
             None if delivered => return Ok(()),

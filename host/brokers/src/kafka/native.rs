@@ -216,7 +216,8 @@ impl<'q> Iterator for Headers<'q> {
 /// Records whose delivery is told to the application count until it was told.
 pub(super) fn wait_delivered<C: ProducerContext>(producer: &BaseProducer<C>, timeout: Duration) -> bool {
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: the client lives as long as the producer.
+    // SAFETY: the client lives as long as the producer. The crate's clients are told of deliveries by events, so this only
+    // waits: it calls nothing back and takes no event away.
     let error = unsafe { sys::rd_kafka_flush(producer.client().native_ptr(), timeout) };
     !error.is_error()
 }

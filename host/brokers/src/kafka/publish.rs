@@ -1,6 +1,6 @@
 //! Writing records: events become records, and what becomes of those that were sent together is told at once.
 //!
-//! This module does not know transactions or what happens when a delivery fails.
+//! This module does not know transactions, nor what follows when a delivery fails.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicIsize, Ordering};
@@ -53,6 +53,13 @@ impl Deliveries {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One was told of.
+    fn close(&self) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_one();
+        }
+    }
+
     /// So many were sent: waits until each was told of. The offsets by partition, in the order in which they were sent.
     ///
     /// # Errors
@@ -98,9 +105,7 @@ impl ProducerContext for ProducerSide {
                 deliveries.told().error.get_or_insert_with(|| error.clone());
             }
         }
-        if deliveries.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            deliveries.done.notify_one();
-        }
+        deliveries.close();
     }
 }
 
@@ -115,7 +120,7 @@ impl LaneSide {
         Self { context, failed: Mutex::default() }
     }
 
-    /// What became of the first record that failed since this was asked last.
+    /// What the first record that failed since this was asked last failed with.
     pub(super) fn failed(&self) -> Option<KafkaError> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -135,7 +140,11 @@ impl ProducerContext for LaneSide {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
+        // Records are purged once their transaction is lost: why it is, another record or the transaction tells.
+        let purged = [RDKafkaErrorCode::PurgeQueue, RDKafkaErrorCode::PurgeInflight].map(Some);
+        if let Err((error, _)) = result
+            && !purged.contains(&error.rdkafka_error_code())
+        {
             let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
             failed.get_or_insert_with(|| error.clone());
         }
@@ -152,9 +161,8 @@ pub(super) enum Sent {
     Unknown,
 }
 
-/// Has a producer ask for a topic's partitions.
+/// Has a producer ask for a topic's partitions; who needs them sees whether it knows them then.
 pub(super) fn ask_partitions<C: ProducerContext>(producer: &BaseProducer<C>, topic: &str, timeout: Duration) {
-    // Whatever comes of it, the record is tried again until its time is up.
     let _ = producer.client().fetch_metadata(Some(topic), timeout);
 }
 
@@ -240,7 +248,26 @@ fn murmur2(data: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_sent_waits_for_every_delivery_whenever_it_is_told() {
+        let nothing = Deliveries::default();
+        assert!(nothing.finish(0).await.is_ok());
+        let early = Deliveries::default();
+        (0..2).for_each(|_| early.close());
+        assert!(early.finish(2).await.is_ok());
+        let late = Deliveries::default();
+        late.close();
+        let mut finish = std::pin::pin!(late.finish(3));
+        for _ in 0..2 {
+            assert!(finish.as_mut().now_or_never().is_none());
+            late.close();
+        }
+        assert!(finish.await.is_ok());
+    }
 
     #[test]
     fn keys_go_where_javas_clients_send_them() {

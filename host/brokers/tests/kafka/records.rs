@@ -1,9 +1,11 @@
 //! Records of other producers, and topics that others change.
 
+use std::sync::Arc;
+
 use synapse_brokers::kafka::{KafkaBroker, KafkaOptions};
-use synapse_core::Broker;
 use synapse_core::broker::BrokerErrorKind;
 use synapse_core::spec::{ReadFrom, Retention, TopicSpec};
+use synapse_core::{Broker, Effects, Event, Output, TopicName};
 use synapse_test_servers::kafka::Kafka;
 
 use crate::support::*;
@@ -83,26 +85,54 @@ async fn a_place_behind_the_end_is_an_error_that_says_what_to_do() {
     assert!(error.message.contains("offset 50 lies behind its end, 3"), "{error}");
 }
 
+/// Runs Kafka's own tool for the settings of a topic.
+fn settings(topic: &TopicName, arguments: &[&str]) -> String {
+    let bootstrap = Kafka::shared().bootstrap();
+    let which = ["--bootstrap-server", &bootstrap, "--entity-type", "topics", "--entity-name", topic.as_str()];
+    Kafka::shared().tool("kafka.admin.ConfigCommand", &[&which[..], arguments].concat()).unwrap()
+}
+
 #[tokio::test]
 async fn a_topic_of_others_keeps_its_own_settings() {
     let broker = broker("one");
     let topic = topic(&broker, 1).await;
-    let admin = |arguments: &[&str]| {
-        let bootstrap = Kafka::shared().bootstrap();
-        let all = [&["--bootstrap-server", bootstrap.as_str(), "--entity-type", "topics"][..], arguments].concat();
-        Kafka::shared().tool("kafka.admin.ConfigCommand", &all).unwrap()
-    };
-    admin(&["--entity-name", topic.as_str(), "--alter", "--add-config", "segment.ms=123456789"]);
+    settings(&topic, &["--alter", "--add-config", "segment.ms=123456789"]);
     let kept = TopicSpec {
         retention: Retention { age: Some(std::time::Duration::from_secs(3600)), bytes: Some(1 << 30), events: None },
         ..TopicSpec::default()
     };
     broker.ensure_topic(&topic, &kept).await.unwrap();
     broker.ensure_topic(&topic, &TopicSpec::default()).await.unwrap();
-    let described = admin(&["--entity-name", topic.as_str(), "--describe"]);
+    let described = settings(&topic, &["--describe"]);
     for setting in ["segment.ms=123456789", "retention.ms=3600000", "retention.bytes=1073741824"] {
         assert!(described.contains(setting), "{setting} in {described}");
     }
+}
+
+#[tokio::test]
+async fn an_event_too_large_for_its_topic_is_told_and_holds_no_reader_up() {
+    let broker = broker("one");
+    let (from, to) = (topic(&broker, 2).await, topic(&broker, 4).await);
+    settings(&to, &["--alter", "--add-config", "max.message.bytes=2000000"]);
+    let pipeline = fresh("p");
+    let (mut one, _source) = open(&broker, &lane(&pipeline, &from, 0)).await;
+    let (mut other, _source) = open(&broker, &lane(&pipeline, &from, 1)).await;
+    let large = Event { data: vec![b'x'; 3_000_000], ..event(0) };
+    // What comes before it is written by then; of what follows, much is still under way when the transaction is lost.
+    let mut events: Vec<Event> = (1..80_000).map(event).collect();
+    events.insert(40_000, large.clone());
+    let output_of = |events: Vec<Event>| Output { events: Arc::new(events.iter().collect()), ..output(&to, 0..0) };
+    let lost = Effects { outputs: vec![output_of(events)], ..Effects::default() };
+    let error = one.commit(&lost).await.unwrap_err();
+    assert_eq!(error.kind, BrokerErrorKind::Invalid, "{error}");
+    assert!(error.message.contains("larger than the topic takes"), "{error}");
+    // Nobody opens the first lane again, and still its transaction is given up.
+    let kept = Effects { outputs: vec![output_of(vec![Event { data: b"x".to_vec(), ..large }])], ..Effects::default() };
+    other.commit(&kept).await.unwrap();
+    let partition = broker.partition_of(b"0", 4);
+    let mut source = broker.read(&to, partition, ReadFrom::Earliest).await.unwrap();
+    let seen = tokio::time::timeout(PATIENCE / 3, next_ids(&mut *source, 1)).await;
+    assert_eq!(seen.expect("readers are not held up"), ["0"]);
 }
 
 #[tokio::test]
@@ -120,6 +150,7 @@ async fn names_and_properties_that_cannot_be_say_why() {
         assert_eq!(error.kind, BrokerErrorKind::Invalid);
         error.message
     };
+    assert!(refused("delivery.report.only.error", "true").contains("those reports that it needs"));
     assert!(refused("group.id", "x").contains("a pipeline's group has the pipeline's name"));
     assert!(refused("no.such.property", "s3cret").contains("no.such.property"));
     assert!(!refused("no.such.property", "s3cret").contains("s3cret"));

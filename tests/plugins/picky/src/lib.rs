@@ -27,7 +27,7 @@ impl Filter for Picky {
 /// Keeps a processor core busy for about 10 microseconds with each 100 bytes.
 fn work(data: &[u8]) -> Verdict {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = (0..100).fold(0xcbf2_9ce4_8422_2325, |hash, _| data.iter().fold(hash, step));
+    let hash = (0..100).fold(0xcbf2_9ce4_8422_2325, |hash, _| std::hint::black_box(data).iter().fold(hash, step));
     std::hint::black_box(hash);
     Verdict::Keep
 }
