@@ -138,7 +138,7 @@ fn observe(
     let rest = plan.events.saturating_sub(world.acknowledged()).max(plan.events / 5);
     world.let_pass(rest)?;
     let sent = world.stop_load();
-    let account = settle(world, &sent)?;
+    let account = settle(world, &sent, case.promise)?;
     let finding = account.find();
     let breaks = finding.breaks(case.promise);
     let before = sent.acknowledged.iter().zip(&sent.acknowledged_at).filter(|(_, at)| **at <= mended);
@@ -152,7 +152,7 @@ fn observe(
 
 /// Waits until everything in the source has come to its end, or nothing more does within patience; what it comes to is
 /// the same question for both.
-fn settle(world: &World, sent: &crate::load::Sent) -> Result<Account> {
+fn settle(world: &World, sent: &crate::load::Sent, promise: Promise) -> Result<Account> {
     let source = world.source().read_all()?;
     let (mut arrived, mut last) = (world.arrivals().number(), Instant::now());
     loop {
@@ -169,7 +169,7 @@ fn settle(world: &World, sent: &crate::load::Sent) -> Result<Account> {
         let before = std::mem::replace(&mut arrived, world.arrivals().number());
         if arrived > before {
             last = Instant::now();
-        } else if account.is_settled() || last.elapsed() > PATIENCE {
+        } else if account.is_settled(promise) || last.elapsed() > PATIENCE {
             return Ok(account);
         }
     }
