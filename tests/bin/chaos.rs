@@ -55,18 +55,18 @@ fn main() -> Result<ExitCode> {
         rows.push((case, observed));
     }
     let kept = rows.iter().all(|(_, observed)| observed.as_ref().is_ok_and(|observed| observed.breaks.is_empty()));
-    let table = chaos::markdown(&rows);
+    let (summary, table) = (chaos::summary(&rows), chaos::markdown(&rows));
     if let Some(path) = &options.write {
         let page = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let page = if options.cases.is_empty() {
-            chaos::replace_between_markers(&page, &format!("Run {circumstances}\n\n{table}"))?
+            chaos::replace_between_markers(&page, &format!("{summary} Run {circumstances}\n\n{table}"))?
         } else {
             let sentence = format!("`{}` was run {circumstances}", options.cases.join("`, `"));
             chaos::replace_rows(&page, &sentence, &table)?
         };
         std::fs::write(path, page)?;
     } else {
-        writeln!(out, "\nRun {circumstances}\n\n{table}")?;
+        writeln!(out, "\n{summary} Run {circumstances}\n\n{table}")?;
     }
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -84,13 +84,15 @@ fn circumstances(plan: &Plan) -> Result<String> {
     let Plan { seed, events, events_per_second } = plan;
     let date = first_line("date", &["-u", "+%Y-%m-%d"])?;
     let commit = first_line("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_else(|_| "unknown".to_owned());
+    let cores = std::thread::available_parallelism()?;
     let redis = first_line("redis-server", &["--version"])?;
     let redis = redis.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("unknown");
     let pom = std::fs::read_to_string(workspace().join("tests/servers/kafka/pom.xml"))?;
     let kafka = pom.split("<version>").nth(1).and_then(|rest| rest.split('<').next()).unwrap_or("unknown");
     Ok(format!(
-        "on {date} with Synapse {} at commit {commit} (development build), redis-server {redis}, Apache Kafka {kafka}, \
-         seed {seed}: at least {events} events a case, {events_per_second} a second.",
+        "on {date} on one machine with {cores} cores, with Synapse {} at commit {commit} (built for development, that is \
+         unoptimised), redis-server {redis}, Apache Kafka {kafka}, seed {seed}: at least {events} events a case, \
+         {events_per_second} a second.",
         env!("CARGO_PKG_VERSION")
     ))
 }

@@ -35,6 +35,8 @@ cases! {
     host_killed_redis_to_kafka,
     host_frozen_redis,
     host_frozen_kafka,
+    host_dies_redis,
+    host_dies_kafka,
     hosts_come_and_go_redis,
     hosts_come_and_go_redis_group,
     hosts_come_and_go_kafka,

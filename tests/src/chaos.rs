@@ -22,7 +22,7 @@ use crate::random::Random;
 
 pub use cases::all;
 pub use scene::Scene;
-pub use table::{markdown, replace_between_markers, replace_rows};
+pub use table::{markdown, replace_between_markers, replace_rows, summary};
 pub use world::World;
 
 /// How long the sink must stay as it is before it is read for the last time: a fenced host may still try to write.
@@ -72,6 +72,8 @@ pub struct Observed {
     pub finding: Finding,
     /// What of the promise was not kept, a sentence each.
     pub breaks: Vec<String>,
+    /// The broker's `lease`, if it is not the default.
+    pub lease: Option<&'static str>,
     /// What else the case has to tell.
     pub notes: Vec<String>,
     /// From the end of the fault until something new was in the sink.
@@ -84,7 +86,7 @@ pub struct Observed {
 
 impl fmt::Display for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { finding, breaks, notes, first_output_after, caught_up_after, took } = self;
+        let Self { finding, breaks, notes, first_output_after, caught_up_after, took, lease: _ } = self;
         write!(
             f,
             "{finding}; output after {first_output_after:.2?}, caught up after {caught_up_after:.2?}; took {took:.1?}"
@@ -112,9 +114,9 @@ pub fn run(case: &Case, plan: &Plan) -> Result<Observed> {
 fn carry_out(case: &Case, plan: &Plan) -> Result<Observed> {
     let started = Instant::now();
     let mut scene = (case.scene)().with_context(|| format!("set the scene of {}", case.name))?;
-    let mut fault = scene.take_fault();
+    let (mut fault, lease) = (scene.take_fault(), scene.lease);
     let mut world = World::start(scene, *plan, Random::new(plan.seed))?;
-    let observed = observe(&mut world, &mut *fault, case, started).with_context(|| world.log_tails());
+    let observed = observe(&mut world, &mut *fault, case, lease, started).with_context(|| world.log_tails());
     if !observed.as_ref().is_ok_and(|observed| observed.breaks.is_empty()) {
         world.keep_logs(case.name)?;
     }
@@ -127,6 +129,7 @@ fn observe(
     world: &mut World,
     fault: &mut dyn FnMut(&mut World) -> Result<()>,
     case: &Case,
+    lease: Option<&'static str>,
     started: Instant,
 ) -> Result<Observed> {
     let plan = world.plan;
@@ -147,7 +150,7 @@ fn observe(
         world.end()?;
     }
     let notes = std::mem::take(&mut world.notes);
-    Ok(Observed { finding, breaks, notes, first_output_after, caught_up_after, took: started.elapsed() })
+    Ok(Observed { finding, breaks, lease, notes, first_output_after, caught_up_after, took: started.elapsed() })
 }
 
 /// Waits until everything in the source has come to its end, or nothing more does within patience; what it comes to is

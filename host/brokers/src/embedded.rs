@@ -217,7 +217,15 @@ impl Drop for Owner {
     }
 }
 
+/// The file that names who has the log open.
+const LOCK: &str = "lock";
+
 impl EmbeddedLog {
+    /// The process that has the log in a directory open, in words, if one has.
+    pub fn holder(path: impl AsRef<Path>) -> Option<String> {
+        Lock::holder(&path.as_ref().join(LOCK))
+    }
+
     /// Opens the log in a directory, creating it if need be. Blocks while the journal is replayed: at most some 200 MiB
     /// are read.
     ///
@@ -229,7 +237,7 @@ impl EmbeddedLog {
         let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
         std::fs::create_dir_all(path).map_err(io("make the directory"))?;
         let holder = format!("process {} since {}", std::process::id(), (options.clock)());
-        let lock = Lock::take(&path.join("lock"), &holder).map_err(|error| match error {
+        let lock = Lock::take(&path.join(LOCK), &holder).map_err(|error| match error {
             LockError::Held(holder) => Error::Locked { path: path.to_owned(), holder },
             LockError::Io(source) => io("lock the directory")(source),
         })?;

@@ -44,10 +44,12 @@ mod lane;
 mod member;
 mod native;
 mod publish;
+mod reach;
 mod reader;
 mod topics;
 
 pub use client::refuses;
+pub use topics::refuses_topic;
 
 /// How often clients that nobody waits for are polled.
 const SERVE_EVERY: Duration = Duration::from_millis(200);
@@ -110,20 +112,34 @@ struct Shared {
 }
 
 impl KafkaBroker {
+    /// Whether a broker with these options could be made. Nothing is connected to.
+    ///
+    /// # Errors
+    /// As [`KafkaBroker::new`], and what librdkafka would refuse later.
+    pub fn check(name: BrokerName, options: KafkaOptions) -> Result<(), BrokerError> {
+        Self::cluster(name, options)?.check()
+    }
+
+    fn cluster(name: BrokerName, options: KafkaOptions) -> Result<Cluster, BrokerError> {
+        let KafkaOptions { bootstrap, host_id, lease, timeout, exactly_once: _, client } = options;
+        let refused = client.iter().find_map(|(name, value)| Some((name.clone(), refuses(name, value)?)));
+        let cluster = Cluster::new(name, bootstrap, host_id, timeout, lease, client);
+        if let Some((property, why)) = refused {
+            return Err(cluster.invalid(format_args!("the property `{property}` of the client {why}")));
+        }
+        if lease < LEASE_MIN {
+            return Err(cluster.invalid(format_args!("a lease of {lease:?} is too short; {LEASE_MIN:?} is the least")));
+        }
+        Ok(cluster)
+    }
+
     /// A broker that connects when it is first used, again and again if need be. Call it within a tokio runtime.
     ///
     /// # Errors
     /// `Invalid`: options or properties that cannot be.
     pub fn new(name: BrokerName, options: KafkaOptions) -> Result<Self, BrokerError> {
-        let KafkaOptions { bootstrap, host_id, lease, timeout, exactly_once, client } = options;
-        let ours = client.keys().find_map(|name| Some((name.clone(), refuses(name)?)));
-        let cluster = Arc::new(Cluster::new(name, bootstrap, host_id, timeout, lease, client));
-        if let Some((property, why)) = ours {
-            return Err(cluster.invalid(format_args!("the property `{property}` is not for the configuration: {why}")));
-        }
-        if lease < LEASE_MIN {
-            return Err(cluster.invalid(format_args!("a lease of {lease:?} is too short; {LEASE_MIN:?} is the least")));
-        }
+        let exactly_once = options.exactly_once;
+        let cluster = Arc::new(Self::cluster(name, options)?);
         let topics = Arc::new(Topics::new(&cluster)?);
         let readers = Arc::new(Readers::new(Arc::clone(&topics)));
         let publisher = Arc::new(Publisher::new(&cluster)?);
@@ -147,6 +163,10 @@ impl KafkaBroker {
         let thread = std::thread::Builder::new().name("kafka-publisher".to_owned()).spawn(deliver);
         thread.map_err(|error| cluster.invalid(format_args!("a thread cannot be started: {error}")))?;
         shared.tasks.spawn(serve(Arc::clone(&shared.topics), Arc::clone(&shared.readers), stop.clone()));
+        let (topics, stopped) = (Arc::clone(&shared.topics), stop.clone());
+        shared.tasks.spawn(async move {
+            stopped.run_until_cancelled(watch(&topics)).await;
+        });
         Ok(Self { shared, _stopping: Arc::new(stop.drop_guard()) })
     }
 }
@@ -158,6 +178,12 @@ async fn serve(topics: Arc<Topics>, readers: Arc<Readers>, stop: CancellationTok
         readers.serve();
         topics.trim_due().await;
     }
+}
+
+/// Notices when the cluster goes and when it is there again.
+async fn watch(topics: &Topics) {
+    let cluster = &topics.cluster;
+    cluster.reach.watch(&cluster.broker, &cluster.bootstrap, || async { topics.health().await.is_ok() }).await;
 }
 
 /// Publishes outside of transactions, for all of the host.
@@ -226,7 +252,8 @@ impl Shared {
     async fn send_all(&self, output: &Output, deliveries: &Arc<Deliveries>) -> Result<Vec<u32>, BrokerError> {
         self.check_own(&output.topic)?;
         let topic = &output.topic.topic;
-        let (publisher, partitions) = (self.publisher.current(), self.topics.made(topic).await?);
+        let partitions = self.topics.made(topic).await.map_err(BrokerError::before_anything)?;
+        let publisher = self.publisher.current();
         let failed = |error| self.topics.cluster.failed(&format!("publish to topic `{topic}`"), &error);
         let to = destination(&publisher, topic).map_err(failed)?;
         let deadline = Instant::now() + 3 * self.topics.cluster.timeout;
@@ -275,6 +302,14 @@ impl Broker for KafkaBroker {
 
     fn commits_apart(&self) -> Option<&'static str> {
         (!self.shared.exactly_once).then_some(DELIVERS_AT_LEAST_ONCE)
+    }
+
+    fn away(&self) -> Option<String> {
+        let cluster = &self.shared.topics.cluster;
+        let (since, why) = cluster.reach.away()?;
+        let since = Duration::from_secs(since.as_secs());
+        let why = reach::plain(&why, &cluster.bootstrap);
+        Some(format!("broker `{}` at {} has been away for {since:?} ({why})", cluster.broker, cluster.bootstrap))
     }
 
     /// A transaction is several round trips and marks in every partition, however much it holds.

@@ -157,7 +157,11 @@ impl Topic {
     }
 
     fn info(&self, name: &TopicName) -> TopicInfo {
-        TopicInfo { name: name.clone(), partitions: self.partitions.iter().map(Partition::info).collect() }
+        TopicInfo {
+            name: name.clone(),
+            partitions: self.partitions.iter().map(Partition::info).collect(),
+            at_most: false,
+        }
     }
 }
 

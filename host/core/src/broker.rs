@@ -68,6 +68,11 @@ pub trait Broker: Send + Sync {
     /// Every boundary that was committed for a lane, oldest first.
     async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError>;
 
+    /// Why it cannot be reached, as far as that is known without asking it.
+    fn away(&self) -> Option<String> {
+        None
+    }
+
     /// Whether it can be reached and would take writes now.
     async fn health(&self) -> Result<(), BrokerError> {
         Ok(())
@@ -291,6 +296,8 @@ pub struct TopicInfo {
     pub name: TopicName,
     /// Each partition, from 0.
     pub partitions: Vec<PartitionInfo>,
+    /// Whether there may be fewer events than are counted, since the broker also counts what is none.
+    pub at_most: bool,
 }
 
 /// What is known of a partition.
@@ -318,11 +325,24 @@ pub struct BrokerError {
     pub message: String,
 }
 
+impl BrokerError {
+    /// The same, of a first step that failed: nothing was begun.
+    #[must_use]
+    pub fn before_anything(self) -> Self {
+        match self.kind {
+            BrokerErrorKind::Unavailable => Self { kind: BrokerErrorKind::Unreachable, ..self },
+            _ => self,
+        }
+    }
+}
+
 /// What an error of a broker means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerErrorKind {
-    /// It cannot be reached, or did not answer; the effects of a commit may or may not have happened.
+    /// It cannot be reached, or did not answer; what was asked for may or may not have happened.
     Unavailable,
+    /// It cannot be reached, and nothing of what was asked for was begun.
+    Unreachable,
     /// It takes no writes for now: disk or memory is full.
     Full,
     /// Someone else owns the lane now.
@@ -350,7 +370,7 @@ impl BrokerErrorKind {
     /// What happens next.
     pub fn ending(self) -> Ending {
         match self {
-            Self::Unavailable | Self::Full => Ending::Retry,
+            Self::Unavailable | Self::Unreachable | Self::Full => Ending::Retry,
             Self::Fenced => Ending::RetrySoon,
             Self::Refused | Self::Invalid | Self::Corrupt => Ending::Stop,
         }

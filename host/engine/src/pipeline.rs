@@ -252,7 +252,10 @@ impl Pipeline {
         match self.try_start().await {
             Ok(members) => self.members = members,
             Err(Trouble { ending: Ending::Retry | Ending::RetrySoon, reason }) => {
-                tracing::warn!(pipeline = %self.spec.name, %reason, "pipeline cannot start yet; it is tried again");
+                // It is tried every few seconds, and says so when the reason is another one.
+                if self.status.borrow().refused.as_ref() != Some(&reason) {
+                    tracing::warn!(pipeline = %self.spec.name, %reason, "pipeline cannot start yet; it is tried again");
+                }
                 self.status.send_modify(|status| status.refused = Some(reason));
             }
             Err(Trouble { ending: Ending::Stop, reason }) => self.stop(reason).await,
@@ -309,15 +312,22 @@ impl Pipeline {
     /// Opens lanes that are missing. What may pass is tried again later, anything else stops the pipeline.
     async fn open_lanes(&mut self) {
         let missing: Vec<TopicPartition> = self.without_lane().cloned().collect();
-        for partition in missing {
+        for (index, partition) in missing.iter().enumerate() {
             match self.open(partition.clone()).await {
                 Ok(()) => {}
                 Err(Trouble { ending: Ending::Retry | Ending::RetrySoon, reason }) => {
                     tracing::warn!(pipeline = %self.spec.name, %partition, %reason, "the lane cannot be opened yet; it is tried again");
-                    return;
+                    return self.taken(&missing[..index]);
                 }
                 Err(Trouble { ending: Ending::Stop, reason }) => return self.stop(reason).await,
             }
+        }
+        self.taken(&missing);
+    }
+
+    fn taken(&self, partitions: &[TopicPartition]) {
+        if !partitions.is_empty() {
+            tracing::info!(pipeline = %self.spec.name, partitions = %joined(partitions), "partitions are this host's; their lanes open");
         }
     }
 
@@ -327,7 +337,8 @@ impl Pipeline {
             return;
         }
         let lanes: Vec<Lane> = lost.iter().filter_map(|at| self.lanes.remove(at)).collect();
-        tracing::info!(pipeline = %self.spec.name, lanes = lanes.len(), "handing lanes over to other hosts");
+        let partitions = joined(lost);
+        tracing::info!(pipeline = %self.spec.name, %partitions, "partitions are not this host's any more; their lanes end");
         for lane in &lanes {
             // A lane that has ended has drained.
             let _ = lane.wishes.send(Wish::Drain).await;
@@ -560,6 +571,11 @@ impl Pipeline {
         self.lanes.clear();
         self.members.clear();
     }
+}
+
+/// `broker/topic/0, broker/topic/1`.
+fn joined(partitions: &[TopicPartition]) -> String {
+    partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Spreads the retries of lanes that fail together.

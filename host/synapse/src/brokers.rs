@@ -2,7 +2,7 @@
 //!
 //! The one place that knows which kinds there are.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -13,46 +13,70 @@ use synapse_brokers::redis::{RedisBroker, RedisOptions, Servers};
 use synapse_core::Broker;
 use synapse_core::topic::BrokerName;
 
-use crate::config::BrokerSpec;
+use crate::config::{BrokerSpec, KafkaSpec};
 
-/// Opens or connects to a broker. One that is away is no error: it is connected to once it is there.
+/// Opens or connects to a broker; other hosts know this one as `host_id`. One that is away is no error: it is connected
+/// to once it is there.
 ///
 /// # Errors
 /// What waiting cannot mend: an address that is none, a log that is damaged or in use by another process.
-pub async fn open(name: &BrokerName, spec: &BrokerSpec, data: &Path) -> anyhow::Result<Arc<dyn Broker>> {
+pub async fn open(name: &BrokerName, spec: &BrokerSpec, data: &Path, host_id: &str) -> anyhow::Result<Arc<dyn Broker>> {
     Ok(match spec {
         BrokerSpec::Memory => Arc::new(MemoryBroker::new(name.clone())),
         BrokerSpec::Embedded => {
-            let dir = data.join("log");
+            let dir = embedded_log(data);
             let options = embedded::Options { name: name.clone(), ..embedded::Options::default() };
             let (log, found) = tokio::task::spawn_blocking(move || EmbeddedLog::open(dir, options)).await??;
             tracing::info!(broker = %name, topics = found.topics, events = found.events, took = ?found.took, "opened the embedded log");
             Arc::new(log)
         }
         BrokerSpec::Redis { url, lease } => {
-            let options = RedisOptions { lease: *lease, host_id: host_id(data)?, ..RedisOptions::new(url.expose()) };
+            let options =
+                RedisOptions { lease: *lease, host_id: host_id.to_owned(), ..RedisOptions::new(url.expose()) };
             Arc::new(RedisBroker::new(name.clone(), options)?)
         }
         BrokerSpec::RedisCluster { nodes, lease } => {
             let servers = Servers::Cluster(nodes.iter().map(|node| node.expose().to_owned()).collect());
-            let options = RedisOptions { lease: *lease, host_id: host_id(data)?, ..RedisOptions::at(servers) };
+            let options = RedisOptions { lease: *lease, host_id: host_id.to_owned(), ..RedisOptions::at(servers) };
             Arc::new(RedisBroker::new(name.clone(), options)?)
         }
-        BrokerSpec::Kafka { bootstrap, lease, exactly_once, client } => {
-            let options = KafkaOptions {
-                host_id: host_id(data)?,
-                lease: *lease,
-                exactly_once: *exactly_once,
-                client: client.expose().clone(),
-                ..KafkaOptions::new(bootstrap)
-            };
-            Arc::new(KafkaBroker::new(name.clone(), options)?)
-        }
+        BrokerSpec::Kafka(spec) => Arc::new(KafkaBroker::new(name.clone(), kafka_options(spec, host_id))?),
     })
 }
 
-/// Names this host to brokers that several hosts share; made once for a data directory and kept in it.
-fn host_id(data: &Path) -> anyhow::Result<String> {
+/// Whether what can be told of a broker without connecting to it is right.
+///
+/// # Errors
+/// What opening it would not get past.
+pub fn check(name: &BrokerName, spec: &BrokerSpec) -> anyhow::Result<()> {
+    match spec {
+        BrokerSpec::Kafka(spec) => Ok(KafkaBroker::check(name.clone(), kafka_options(spec, "check"))?),
+        BrokerSpec::Memory | BrokerSpec::Embedded | BrokerSpec::Redis { .. } | BrokerSpec::RedisCluster { .. } => {
+            Ok(())
+        }
+    }
+}
+
+fn kafka_options(spec: &KafkaSpec, host_id: &str) -> KafkaOptions {
+    KafkaOptions {
+        host_id: host_id.to_owned(),
+        lease: spec.lease,
+        exactly_once: spec.exactly_once,
+        client: spec.client.expose().clone(),
+        ..KafkaOptions::new(&spec.bootstrap)
+    }
+}
+
+/// Where the embedded log lies.
+pub fn embedded_log(data: &Path) -> PathBuf {
+    data.join("log")
+}
+
+/// Names this host to others that share its brokers; made once for a data directory and kept in it.
+///
+/// # Errors
+/// A directory that cannot be written.
+pub fn host_id(data: &Path) -> anyhow::Result<String> {
     let file = data.join("host-id");
     if let Ok(id) = std::fs::read_to_string(&file)
         && !id.trim().is_empty()

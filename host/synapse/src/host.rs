@@ -43,7 +43,7 @@ const API_LATE: Duration = Duration::from_secs(1);
 pub async fn run(file: &Path) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut host = Host::start(file).await?;
-    tracing::info!(listen = %host.spec.listen, pipelines = host.spec.pipelines.len(), "serving");
+    tracing::info!(listen = %host.spec.listen, pipelines = host.spec.pipelines.len(), host = host.id, "serving");
     loop {
         let changed = tokio::select! {
             _ = terminate.recv() => break,
@@ -75,6 +75,8 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
 
 struct Host {
     file: PathBuf,
+    /// What other hosts know it as.
+    id: String,
     /// What is used now: of pipelines whose change was refused, how they run on.
     spec: HostSpec,
     /// Whether the file wants a pipeline otherwise than it runs, because its change was refused.
@@ -106,9 +108,10 @@ impl Host {
         })?;
         std::fs::create_dir_all(&spec.data)
             .with_context(|| format!("cannot make the data directory {}", spec.data.display()))?;
+        let host_id = brokers::host_id(&spec.data)?;
         let brokers = Brokers::default();
         for (name, broker) in &spec.brokers {
-            brokers.insert(brokers::open(name, broker, &spec.data).await?);
+            brokers.insert(brokers::open(name, broker, &spec.data, &host_id).await?);
         }
         let registry = prometheus::Registry::new();
         let guests = GuestThreads::start()?;
@@ -137,6 +140,7 @@ impl Host {
             brokers: brokers.clone(),
             topics: topics_seen,
             default_broker: spec.default_broker.clone(),
+            host_id: host_id.clone(),
             engine: handle.clone(),
             registry,
             phase: phase_seen,
@@ -149,6 +153,7 @@ impl Host {
         let file = file.to_owned();
         Ok(Self {
             file,
+            id: host_id,
             spec,
             refused: false,
             watched,
@@ -193,7 +198,7 @@ impl Host {
         let new = old.while_running(new);
         let mut opened = Vec::new();
         for name in &change.brokers_added {
-            opened.push(brokers::open(name, &new.brokers[name], &self.spec.data).await?);
+            opened.push(brokers::open(name, &new.brokers[name], &self.spec.data, &self.id).await?);
         }
         opened.into_iter().for_each(|broker| self.brokers.insert(broker));
         self.watch(&watched(&self.file, &new) | &watched(&self.file, &self.spec));
@@ -319,6 +324,7 @@ fn report(applied: &Applied) {
 
 /// Makes sure that the topics of the configuration are as it says, also those that no pipeline reads.
 async fn keep_topics(brokers: Brokers, mut topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>) {
+    let mut told = BTreeMap::new();
     loop {
         let wanted = topics.borrow_and_update().clone();
         let mut missing = false;
@@ -327,9 +333,15 @@ async fn keep_topics(brokers: Brokers, mut topics: watch::Receiver<BTreeMap<Topi
                 Ok(broker) => broker.ensure_topic(&path.topic, spec).await.map(drop),
                 Err(error) => Err(error),
             };
-            if let Err(error) = ensured {
-                tracing::warn!(topic = %path, %error, "the topic cannot be made yet");
-                missing = true;
+            match ensured.map_err(|error| error.to_string()) {
+                Ok(()) => drop(told.remove(path)),
+                Err(reason) => {
+                    missing = true;
+                    if told.get(path) != Some(&reason) {
+                        tracing::warn!(topic = %path, %reason, "the topic cannot be made yet; it is tried again");
+                        told.insert(path.clone(), reason);
+                    }
+                }
             }
         }
         tokio::select! {

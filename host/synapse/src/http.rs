@@ -45,6 +45,8 @@ pub struct Options {
     pub topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>,
     /// Where a topic without a broker lies.
     pub default_broker: BrokerName,
+    /// What other hosts know this one as.
+    pub host_id: String,
     /// The pipelines.
     pub engine: Handle,
     /// What `/metrics` shows; the API's own families are registered here, too.
@@ -110,6 +112,7 @@ struct Shared {
     brokers: Brokers,
     topics: watch::Receiver<BTreeMap<TopicPath, TopicSpec>>,
     default_broker: BrokerName,
+    host_id: String,
     engine: Handle,
     registry: Registry,
     phase: watch::Receiver<Phase>,
@@ -130,7 +133,7 @@ impl Api {
     /// # Panics
     /// If the registry has the API's metrics already.
     pub fn new(options: Options) -> Self {
-        let Options { brokers, topics, default_broker, engine, registry, phase, limits } = options;
+        let Options { brokers, topics, default_broker, host_id, engine, registry, phase, limits } = options;
         let metrics = Metrics::register(&registry);
         let bodies = Semaphore::new(limits.bodies_bytes_max.div_ceil(BODY_UNIT));
         let ensured = Mutex::default();
@@ -138,6 +141,7 @@ impl Api {
             brokers,
             topics,
             default_broker,
+            host_id,
             engine,
             registry,
             phase,
@@ -222,7 +226,13 @@ fn router(host: Host) -> Router {
 }
 
 async fn unknown_route(uri: Uri) -> Problem {
-    Problem::new(Kind::UnknownRoute, format!("there is nothing at `{}`; the API's routes begin with /v1/", uri.path()))
+    let path = uri.path();
+    // Names of topics have no slash: what looks like one with its broker is that.
+    let hint = match path.strip_prefix("/v1/topics/").and_then(|rest| rest.split_once('/')) {
+        Some((broker, rest)) => format!("a topic's broker is a parameter: /v1/topics/{rest}?broker={broker}"),
+        None => "the API's routes begin with /v1/".to_owned(),
+    };
+    Problem::new(Kind::UnknownRoute, format!("there is nothing at `{path}`; {hint}"))
 }
 
 async fn wrong_method(method: axum::http::Method, uri: Uri) -> Problem {

@@ -21,6 +21,8 @@ pub struct Scene {
     pub(super) sink: Option<Endpoint>,
     pub(super) partitions: u32,
     pub(super) hosts: usize,
+    /// As written in the configuration, if it is not the default.
+    pub(super) lease: Option<&'static str>,
     server: String,
     brokers: String,
     /// The brokers of source and sink, as the configuration names them.
@@ -45,6 +47,7 @@ impl Scene {
             sink: None,
             partitions: 2,
             hosts: 1,
+            lease: None,
             server: String::new(),
             brokers: String::new(),
             route: ["local", "local"],
@@ -145,6 +148,12 @@ impl Scene {
     pub fn hosts(mut self, hosts: usize) -> Self {
         self.hosts = hosts;
         self
+    }
+
+    /// The lease of the broker that was named last.
+    pub fn lease(mut self, lease: &'static str) -> Self {
+        self.lease = Some(lease);
+        self.broker(&format!("lease = {lease:?}"))
     }
 
     /// Further lines under the broker that was named last.

@@ -10,6 +10,15 @@ use super::{Case, Observed};
 const BEGIN: &str = "<!-- what was observed: begin -->";
 const END: &str = "<!-- what was observed: end -->";
 
+/// How many of the promises were kept, as a sentence.
+pub fn summary(rows: &[(&Case, Result<Observed>)]) -> String {
+    let kept = rows.iter().filter(|(_, observed)| observed.as_ref().is_ok_and(|at| at.breaks.is_empty())).count();
+    match rows.len() {
+        all if all == kept => format!("**What was promised was kept in all {all} cases.**"),
+        all => format!("**What was promised was kept in {kept} of {all} cases.**"),
+    }
+}
+
 /// The table as Markdown; a case that could not be carried out has an error instead of what was observed.
 pub fn markdown(rows: &[(&Case, Result<Observed>)]) -> String {
     let mut table = String::from(
@@ -18,11 +27,14 @@ pub fn markdown(rows: &[(&Case, Result<Observed>)]) -> String {
     );
     for (case, observed) in rows {
         let Case { name, route, what, promise, .. } = case;
-        let (notes, cells) = match observed {
-            Ok(observed) => (observed.notes.iter().map(|note| format!("; {note}")).collect(), cells(observed)),
-            Err(_) => (String::new(), "**could not be carried out** | | | | | |".to_owned()),
+        let (lease, notes, cells) = match observed {
+            Ok(observed) => {
+                let lease = observed.lease.map_or_else(String::new, |lease| format!(", lease {lease}"));
+                (lease, observed.notes.iter().map(|note| format!("; {note}")).collect(), cells(observed))
+            }
+            Err(_) => (String::new(), String::new(), "**could not be carried out** | | | | | |".to_owned()),
         };
-        writeln!(table, "| `{name}` | {route} | {what}{notes} | {promise} | {cells} |")
+        writeln!(table, "| `{name}` | {route}{lease} | {what}{notes} | {promise} | {cells} |")
             .expect("a string takes everything");
     }
     table

@@ -29,13 +29,7 @@ impl Lock {
         let mut file = opened.map_err(LockError::Io)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // The holder may be writing its name just now; then it stays unknown.
-                let read = Read::by_ref(&mut file).take(300).read_to_string(&mut holder);
-                let named = read.is_ok() && !holder.trim().is_empty();
-                return Err(LockError::Held(if named { holder.trim().to_owned() } else { "someone".to_owned() }));
-            }
+            Err(TryLockError::WouldBlock) => return Err(LockError::Held(name_in(&mut file))),
             Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
         }
         let write = |file: &mut File| {
@@ -45,6 +39,20 @@ impl Lock {
         write(&mut file).map_err(LockError::Io)?;
         Ok(Self { _file: file })
     }
+
+    /// Who has the lock, if anyone has.
+    pub(super) fn holder(path: &Path) -> Option<String> {
+        let mut file = File::open(path).ok()?;
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then(|| name_in(&mut file))
+    }
+}
+
+/// The holder's name; it may be writing it just now and stays unknown then.
+fn name_in(file: &mut File) -> String {
+    let mut holder = String::new();
+    let read = file.take(300).read_to_string(&mut holder);
+    let named = read.is_ok() && !holder.trim().is_empty();
+    if named { holder.trim().to_owned() } else { "someone".to_owned() }
 }
 
 /// The last group that was acknowledged.
@@ -89,7 +97,9 @@ mod tests {
             Err(LockError::Held(holder)) => assert_eq!(holder, "process 1"),
             _ => panic!("the lock is held"),
         }
+        assert_eq!(Lock::holder(&path).as_deref(), Some("process 1"));
         drop(first);
+        assert_eq!(Lock::holder(&path), None);
         assert!(Lock::take(&path, "process 2").is_ok());
     }
 

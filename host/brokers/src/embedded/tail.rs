@@ -24,7 +24,7 @@ pub(super) struct Topic {
 impl Topic {
     pub(super) fn info(&self) -> TopicInfo {
         let partitions = self.partitions.iter().map(|partition| partition.info()).collect();
-        TopicInfo { name: self.name.clone(), partitions }
+        TopicInfo { name: self.name.clone(), partitions, at_most: false }
     }
 }
 

@@ -5,26 +5,29 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::producer::BaseProducer;
+use rdkafka::types::{RDKafkaConfRes, RDKafkaRespErr};
 use rdkafka::{Statistics, TopicPartitionList};
 use synapse_core::broker::BrokerErrorKind;
 use synapse_core::{BrokerError, BrokerName};
 
 use super::member::Rebalanced;
+use super::publish::ProducerSide;
+use super::reach::{Reach, plain};
 
 /// Properties that Synapse sets itself, and why nobody else may.
-const OURS: [(&str, &str); 16] = [
+const OURS: [(&str, &str); 17] = [
     ("bootstrap.servers", "it is `bootstrap` of the broker"),
     ("metadata.broker.list", "it is `bootstrap` of the broker"),
+    ("session.timeout.ms", "it is `lease` of the broker"),
     ("group.id", "a pipeline's group has the pipeline's name"),
     ("client.id", "it names the host among the group's members"),
     ("group.instance.id", "hosts with one configuration would all be the same member"),
@@ -43,15 +46,28 @@ const OURS: [(&str, &str); 16] = [
 
 /// Largest record that is sent, in bytes, unless `message.max.bytes` says otherwise.
 pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
-/// How long a reason that librdkafka gives counts as the reason of what fails now.
-const RECENT: Duration = Duration::from_secs(30);
+/// How long an answer may take of a cluster that is known to be away.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(2);
 /// A member hears of a rebalance when its heartbeat is answered, and partitions that are handed over stand still until
 /// the last member has heard: so it beats more often than it has to in order to stay alive.
 const HEARTBEAT_EVERY_MAX: Duration = Duration::from_millis(500);
 
-/// Why a property may not be set, if it may not.
-pub fn refuses(property: &str) -> Option<&'static str> {
-    OURS.iter().find(|(name, _)| *name == property).map(|(_, why)| *why)
+/// How long a member may be busy before it counts as dead, if its lease is not longer: librdkafka's own default.
+const POLL_INTERVAL_MAX: Duration = Duration::from_secs(300);
+
+/// Why a property may not be set so, if it may not: the rest of a sentence, without the value, which may be a secret.
+pub fn refuses(property: &str, value: &str) -> Option<String> {
+    if let Some((_, why)) = OURS.iter().find(|(name, _)| *name == property) {
+        return Some(format!("is set by Synapse itself: {why}"));
+    }
+    let tried = ClientConfig::new().set(property, value).create_native_config();
+    tried.err().map(|error| match error {
+        KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..) => {
+            "is no property of librdkafka; its list of properties is CONFIGURATION.md in its repository".to_owned()
+        }
+        _ => "cannot have this value, says librdkafka; what it can have is in CONFIGURATION.md in its repository"
+            .to_owned(),
+    })
 }
 
 /// What every client of a cluster has in common.
@@ -64,14 +80,8 @@ pub(super) struct Cluster {
     /// How long a member of a group counts as alive after it was last heard of.
     pub(super) lease: Duration,
     pub(super) properties: BTreeMap<String, String>,
-    complaints: Arc<Complaints>,
-    /// Whether the cluster has answered since the host began.
-    answered: AtomicBool,
+    pub(super) reach: Arc<Reach>,
 }
-
-/// What librdkafka said last about why it cannot go on: a call that fails then only says that it took too long.
-#[derive(Default)]
-struct Complaints(Mutex<Option<(Instant, RDKafkaErrorCode, String)>>);
 
 impl Cluster {
     pub(super) fn new(
@@ -82,16 +92,7 @@ impl Cluster {
         lease: Duration,
         properties: BTreeMap<String, String>,
     ) -> Self {
-        Self {
-            broker,
-            bootstrap,
-            host,
-            timeout,
-            lease,
-            properties,
-            complaints: Arc::default(),
-            answered: AtomicBool::new(false),
-        }
+        Self { broker, bootstrap, host, timeout, lease, properties, reach: Arc::default() }
     }
 
     /// For clients that only read: no group is joined by it, though librdkafka wants one to be named.
@@ -112,7 +113,8 @@ impl Cluster {
     pub(super) fn member(&self, group: &str) -> ClientConfig {
         let mut config = self.consumer(group);
         let beat = HEARTBEAT_EVERY_MAX.min(self.lease / 5);
-        let (lease, beat) = (self.lease.as_millis().to_string(), beat.as_millis().to_string());
+        let poll_interval = POLL_INTERVAL_MAX.max(self.lease);
+        let [lease, beat, poll_interval] = [self.lease, beat, poll_interval].map(|time| time.as_millis().to_string());
         // With the newer protocol (KIP-848) these are the server's to decide, and librdkafka refuses them.
         if self.properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
             self.set(
@@ -124,8 +126,13 @@ impl Cluster {
                 ],
             );
         }
-        // New partitions are to be noticed soon. What is fetched before a partition is paused is for nothing.
-        let defaults = [("topic.metadata.refresh.interval.ms", "10000"), ("queued.max.messages.kbytes", "64")];
+        let defaults = [
+            // It must not be shorter than the lease.
+            ("max.poll.interval.ms", poll_interval.as_str()),
+            // New partitions are to be noticed soon. What is fetched before a partition is paused is for nothing.
+            ("topic.metadata.refresh.interval.ms", "10000"),
+            ("queued.max.messages.kbytes", "64"),
+        ];
         self.set(&mut config, &defaults);
         config
     }
@@ -173,6 +180,26 @@ impl Cluster {
         config
     }
 
+    /// Whether librdkafka would make clients with these properties; nothing is connected to.
+    ///
+    /// # Errors
+    /// `Invalid`: it refuses them, as it does properties that contradict each other, and files that are not there.
+    pub(super) fn check(&self) -> Result<(), BrokerError> {
+        let offline = |mut config: ClientConfig| {
+            config.remove("bootstrap.servers");
+            config
+        };
+        let failed = |error: KafkaError| self.failed("make a client", &error);
+        for config in [self.reader(), self.member("check")] {
+            drop(offline(config).create_with_context::<_, BaseConsumer<Context>>(self.context()).map_err(failed)?);
+        }
+        for config in [self.producer(), self.transactional("check")] {
+            let side = ProducerSide(self.context());
+            drop(offline(config).create_with_context::<_, BaseProducer<_>>(side).map_err(failed)?);
+        }
+        Ok(())
+    }
+
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         let timeout = self.timeout.as_millis().to_string();
@@ -197,18 +224,18 @@ impl Cluster {
         }
     }
 
+    /// How long a question may take: little, of a cluster that is known to be away.
+    pub(super) fn patience(&self) -> Duration {
+        if self.reach.is_away() { self.timeout.min(AWAY_TIMEOUT) } else { self.timeout }
+    }
+
     pub(super) fn context(&self) -> Context {
-        Context { broker: self.broker.clone(), complaints: Arc::clone(&self.complaints), rebalanced: None }
+        Context { broker: self.broker.clone(), reach: Arc::clone(&self.reach), rebalanced: None }
     }
 
     /// As [`Cluster::context`], for a member of a group.
     pub(super) fn member_context(&self, rebalanced: Rebalanced) -> Context {
         Context { rebalanced: Some(rebalanced), ..self.context() }
-    }
-
-    /// The cluster has answered something that only those are told whom it lets in.
-    pub(super) fn has_answered(&self) {
-        self.answered.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn error(&self, kind: BrokerErrorKind, message: impl fmt::Display) -> BrokerError {
@@ -237,14 +264,14 @@ impl Cluster {
 
     /// As [`Cluster::failed`], by the code.
     pub(super) fn refused(&self, doing: &str, code: RDKafkaErrorCode, what: &str) -> BrokerError {
-        let ((kind, remedy), what) = match self.complaints.recent() {
+        let ((kind, remedy), what) = match self.reach.recent() {
             // Why it took too long is in what it complained of. It may be one server's complaint: who was let in once is
             // let in again.
             Some((cause, reason)) if is_vague(code) => match meaning(cause) {
-                (_, remedy) if self.answered.load(Ordering::Relaxed) => {
-                    ((BrokerErrorKind::Unavailable, remedy), reason)
+                (_, remedy) if self.reach.was_ever_there() => {
+                    ((BrokerErrorKind::Unavailable, remedy), plain(&reason, &self.bootstrap))
                 }
-                refusal => (refusal, reason),
+                refusal => (refusal, plain(&reason, &self.bootstrap)),
             },
             _ => (meaning(code), what.to_owned()),
         };
@@ -264,22 +291,6 @@ fn is_vague(code: RDKafkaErrorCode) -> bool {
             | Code::AllBrokersDown
             | Code::TimedOutQueue
     )
-}
-
-impl Complaints {
-    fn note(&self, code: RDKafkaErrorCode, reason: &str) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // That the others are away as well says less than why one is.
-        if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
-            *last = Some((Instant::now(), code, reason.to_owned()));
-        }
-    }
-
-    fn recent(&self) -> Option<(RDKafkaErrorCode, String)> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, code, reason) = last.as_ref()?;
-        (at.elapsed() < RECENT).then(|| (*code, reason.clone()))
-    }
 }
 
 /// What an error means, and what to do.
@@ -341,7 +352,7 @@ fn meaning(code: RDKafkaErrorCode) -> (BrokerErrorKind, &'static str) {
 #[derive(Clone)]
 pub(super) struct Context {
     broker: BrokerName,
-    complaints: Arc<Complaints>,
+    reach: Arc<Reach>,
     rebalanced: Option<Rebalanced>,
 }
 
@@ -363,7 +374,7 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(broker = %self.broker, %error, reason, "librdkafka complains");
         if let Some(code) = error.rdkafka_error_code() {
-            self.complaints.note(code, reason);
+            self.reach.note(code, reason);
         }
     }
 
@@ -390,12 +401,25 @@ mod tests {
 
     #[test]
     fn properties_replace_defaults_but_not_what_is_ours() {
-        let cluster = cluster(&[("linger.ms", "20"), ("session.timeout.ms", "6000")]);
+        let cluster = cluster(&[("linger.ms", "20"), ("max.poll.interval.ms", "60000")]);
         assert_eq!(cluster.producer().get("linger.ms"), Some("20"));
-        assert_eq!(cluster.member("p").get("session.timeout.ms"), Some("6000"));
+        assert_eq!(cluster.member("p").get("max.poll.interval.ms"), Some("60000"));
+        assert_eq!(cluster.member("p").get("session.timeout.ms"), Some("15000"));
         assert_eq!(cluster.member("p").get("heartbeat.interval.ms"), Some("500"));
-        assert!(refuses("group.id").is_some() && refuses("isolation.level").is_some());
-        assert_eq!(refuses("sasl.password"), None);
+        assert!(refuses("group.id", "p").is_some() && refuses("session.timeout.ms", "6000").is_some());
+        assert_eq!(refuses("sasl.password", "secret"), None);
+        assert!(refuses("compresion.type", "lz4").unwrap().starts_with("is no property"));
+        let wrong = refuses("compression.type", "zzz").unwrap();
+        assert!(wrong.starts_with("cannot have this value") && !wrong.contains("zzz"), "{wrong}");
+    }
+
+    #[test]
+    fn what_librdkafka_would_refuse_is_found_without_a_server() {
+        cluster(&[("compression.type", "lz4"), ("group.protocol", "consumer")]).check().unwrap();
+        let error = cluster(&[("max.poll.interval.ms", "5000")]).check().unwrap_err();
+        assert!(error.message.contains("max.poll.interval.ms"), "{error}");
+        let error = cluster(&[("security.protocol", "ssl"), ("ssl.ca.location", "/no/such")]).check().unwrap_err();
+        assert!(error.message.contains("ssl.ca.location"), "{error}");
     }
 
     #[test]
@@ -416,7 +440,7 @@ mod tests {
         assert_eq!(error.kind, BrokerErrorKind::Refused);
         assert!(error.message.contains("Authentication failed") && !error.message.contains("secret"), "{error}");
         // Of whom the cluster knows already it is one server's complaint.
-        cluster.has_answered();
+        cluster.reach.has_answered();
         let error = cluster.failed("look", &timed_out);
         assert_eq!(error.kind, BrokerErrorKind::Unavailable);
         assert!(error.message.contains("Authentication failed"), "{error}");

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
@@ -31,6 +31,8 @@ use super::publish::native;
 const POLL_EVERY: Duration = Duration::from_millis(100);
 /// How long a member that leaves waits for the group to hear of it.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// How often the log is told that a group is not well, at most.
+const WARN_EVERY: Duration = Duration::from_secs(30);
 /// How many events one poll takes, so that others get their turn.
 const EVENTS_MAX: usize = 64;
 
@@ -160,7 +162,7 @@ impl Group {
     pub(super) async fn committed(&self, places: &[(TopicName, u32)]) -> Result<Vec<Committed>, BrokerError> {
         let places: Vec<(String, i32)> =
             places.iter().map(|(topic, partition)| (topic.to_string(), native(*partition))).collect();
-        let (consumer, timeout) = (Arc::clone(self.consumer()), self.cluster.timeout);
+        let (consumer, timeout) = (Arc::clone(self.consumer()), self.cluster.patience());
         let asked = move || -> KafkaResult<Vec<Committed>> {
             let mut list = TopicPartitionList::with_capacity(places.len());
             for (topic, partition) in &places {
@@ -177,7 +179,7 @@ impl Group {
 
     /// The ids of the members' clients; `None` if the server does not tell, as of groups of the newer protocol.
     pub(super) async fn members(&self) -> Option<BTreeSet<String>> {
-        let (consumer, timeout, name) = (Arc::clone(self.consumer()), self.cluster.timeout, self.name.clone());
+        let (consumer, timeout, name) = (Arc::clone(self.consumer()), self.cluster.patience(), self.name.clone());
         let asked = move || {
             let list = consumer.fetch_group_list(Some(name.as_str()), timeout).ok()?;
             let group = list.groups().iter().find(|group| group.name() == name.as_str())?;
@@ -212,8 +214,15 @@ impl Group {
         let (ended, has_ended) = watch::channel(0);
         let leave = CancellationToken::new();
         *self.share() = Some(BTreeSet::new());
-        let member =
-            Member { group: Arc::clone(self), _only: only, tell, has_ended, giving_back: None, leave: leave.clone() };
+        let member = Member {
+            group: Arc::clone(self),
+            _only: only,
+            tell,
+            has_ended,
+            giving_back: None,
+            warned: None,
+            leave: leave.clone(),
+        };
         Ok((KafkaMembership { told, seen: 0, ended, _leaving: leave.drop_guard() }, member))
     }
 }
@@ -293,6 +302,8 @@ pub(super) struct Member {
     has_ended: watch::Receiver<u64>,
     /// What is to be given back once the lanes of this change have ended.
     giving_back: Option<(u64, TopicPartitionList)>,
+    /// When the log was last told that something passing is wrong.
+    warned: Option<Instant>,
     leave: CancellationToken,
 }
 
@@ -309,15 +320,21 @@ impl Member {
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
             if let Err(error) = self.step() {
-                let failed = self.group.failed(&error);
-                if failed.kind.ending() == Ending::Stop {
-                    self.told(Some(Arc::new(failed)));
-                } else {
-                    tracing::warn!(group = %self.group.name, error = %failed, "the group is not well for now");
-                }
+                self.complain(self.group.failed(&error));
             }
         }
         self.end().await;
+    }
+
+    /// What an operator has to mend is told to the engine, what passes to the log: now and then, since librdkafka
+    /// tries and fails every second, and not at all where the whole cluster is known to be away.
+    fn complain(&mut self, failed: BrokerError) {
+        if failed.kind.ending() == Ending::Stop {
+            self.told(Some(Arc::new(failed)));
+        } else if !self.group.cluster.reach.is_away() && self.warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(group = %self.group.name, error = %failed, "the group is not well for now");
+        }
     }
 
     /// Serves what librdkafka has to tell, and does what was asked for.
@@ -387,7 +404,7 @@ impl Member {
                 let _ = give_back(&member, partitions);
             }
             member.unsubscribe();
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             while begun.elapsed() < LEAVE_WITHIN {
                 // What it has to say is of no interest any more.
                 let _ = member.poll(Duration::from_millis(20));

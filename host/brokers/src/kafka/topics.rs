@@ -84,10 +84,10 @@ impl Topics {
         doing: &str,
         question: impl FnOnce(&BaseConsumer<Context>, Duration) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        let (consumer, timeout) = (Arc::clone(&self.consumer), self.cluster.timeout);
+        let (consumer, timeout) = (Arc::clone(&self.consumer), self.cluster.patience());
         let answer = tokio::task::spawn_blocking(move || question(&consumer, timeout)).await;
         let answer = answer.map_err(|panic| self.cluster.error(BrokerErrorKind::Unavailable, panic))?;
-        answer.inspect(|_| self.cluster.has_answered()).map_err(|error| self.cluster.failed(doing, &error))
+        answer.inspect(|_| self.cluster.reach.has_answered()).map_err(|error| self.cluster.failed(doing, &error))
     }
 
     /// Whether the cluster answers.
@@ -135,18 +135,8 @@ impl Topics {
         Ok(found)
     }
 
-    /// Kafka has no colons in names, and ours begin in a way of their own.
     fn check_name(&self, topic: &TopicName) -> Result<(), BrokerError> {
-        let name = topic.as_str();
-        let why = if name.contains(':') {
-            "names on Kafka have no `:`"
-        } else if matches!(name, "." | "..") {
-            "Kafka has no topic of this name"
-        } else if name.starts_with(PREFIX) {
-            "names that begin with `synapse.` are kept for Synapse itself"
-        } else {
-            return Ok(());
-        };
+        let Some(why) = refuses_topic(topic) else { return Ok(()) };
         Err(self.cluster.invalid(format_args!("`{topic}` cannot be a topic here: {why}; choose another name")))
     }
 
@@ -323,7 +313,7 @@ impl Topics {
         let Some(partitions) = self.look(topic).await? else { return Ok(None) };
         let places: Vec<(TopicName, u32)> = (0..partitions).map(|partition| (topic.clone(), partition)).collect();
         let spans = self.spans(&places).await?;
-        Ok(Some(TopicInfo { name: topic.clone(), partitions: spans.into_iter().map(info).collect() }))
+        Ok(Some(topic_info(topic.clone(), spans.into_iter())))
     }
 
     /// Every topic but Kafka's and ours, by name.
@@ -340,10 +330,7 @@ impl Topics {
         topics.sort();
         let places = topics.iter().flat_map(|(name, count)| (0..*count).map(|partition| (name.clone(), partition)));
         let mut spans = self.spans(&places.collect::<Vec<_>>()).await?.into_iter();
-        let with_spans = topics.into_iter().map(|(name, count)| TopicInfo {
-            name,
-            partitions: spans.by_ref().take(count as usize).map(info).collect(),
-        });
+        let with_spans = topics.into_iter().map(|(name, count)| topic_info(name, spans.by_ref().take(count as usize)));
         Ok(with_spans.collect())
     }
 
@@ -444,6 +431,21 @@ impl Topics {
     }
 }
 
+/// Why a topic cannot have this name on Kafka, if it cannot: Kafka has no colons in names, and ours begin in a way of
+/// their own.
+pub fn refuses_topic(topic: &TopicName) -> Option<&'static str> {
+    let name = topic.as_str();
+    if name.contains(':') {
+        Some("names on Kafka have no `:`")
+    } else if matches!(name, "." | "..") {
+        Some("Kafka has no topic of this name")
+    } else if name.starts_with(PREFIX) {
+        Some("names that begin with `synapse.` are kept for Synapse itself")
+    } else {
+        None
+    }
+}
+
 fn offsets(
     consumer: &BaseConsumer<Context>,
     places: &[(String, i32)],
@@ -503,6 +505,10 @@ fn count(topic: &MetadataTopic) -> Option<u32> {
 }
 
 /// Marks of transactions and records of those that were given up count as entries, too: Kafka does not tell them apart.
+fn topic_info(name: TopicName, spans: impl Iterator<Item = Span>) -> TopicInfo {
+    TopicInfo { name, partitions: spans.map(info).collect(), at_most: true }
+}
+
 fn info(span: Span) -> PartitionInfo {
     let kept = u64::try_from(span.high - span.low).unwrap_or_default();
     let offset = |at: i64| (kept > 0).then(|| Offset::Number(u64::try_from(at).unwrap_or_default()));

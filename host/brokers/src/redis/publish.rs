@@ -77,7 +77,7 @@ impl Publisher {
     /// Appends events and waits for their places.
     pub(super) async fn publish(&self, shared: &Shared, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
         shared.check_own(&output.topic)?;
-        let layout = shared.topics.layout(&output.topic.topic).await?;
+        let layout = shared.topics.layout(&output.topic.topic).await.map_err(BrokerError::before_anything)?;
         let events = output.events.len();
         if events == 0 {
             return Ok(Vec::new());

@@ -287,7 +287,7 @@ impl Topics {
         }
         let replies = self.control.ask_all(&doing, &commands).await?;
         let partitions = replies.chunks_exact(2).map(|pair| self.partition(&doing, pair)).collect::<Result<_, _>>()?;
-        Ok(TopicInfo { name: topic.clone(), partitions })
+        Ok(TopicInfo { name: topic.clone(), partitions, at_most: false })
     }
 
     fn partition(&self, doing: &str, replies: &[Reply]) -> Result<PartitionInfo, BrokerError> {

@@ -20,7 +20,10 @@ pub struct Args {
 pub enum Command {
     /// List all pipelines.
     List,
-    /// Show one pipeline: its guarantee, stages and lanes.
+    /// Show one pipeline: its guarantee, its stages and its lanes on all hosts.
+    ///
+    /// OWNER is the host that works on a lane; COMMITTED the offset of the last event that is done with, its effects
+    /// durable; LAG how many entries lie behind that one.
     Show {
         /// Its name.
         name: String,
@@ -69,10 +72,11 @@ fn list(all: &Pipelines, out: &mut Output) -> std::io::Result<()> {
         ]
     };
     let rows = all.pipelines.iter().map(row).collect();
-    out.table(["PIPELINE", "STATE", "LANES", "GUARANTEE", "FROM", "TO"], rows)?;
+    out.table(["PIPELINE", "STATE", "LANES HERE", "GUARANTEE", "FROM", "TO"], rows)?;
     for pipeline in &all.pipelines {
         if let Some(reason) = &pipeline.reason {
-            out.note(format_args!("{} stopped: {}", pipeline.name, escaped(reason)))?;
+            let how = if pipeline.state == "waiting" { "waits" } else { "stopped" };
+            out.note(format_args!("{} {how}: {}", pipeline.name, escaped(reason)))?;
         }
     }
     Ok(())
@@ -119,16 +123,21 @@ fn show(pipeline: &Pipeline, out: &mut Output) -> std::io::Result<()> {
         out.line("")?;
         out.table(
             ["LANE", "OWNER", "HEALTH", "COMMITTED", "LAG", "REASON"],
-            pipeline.lanes.iter().map(lane).collect(),
+            pipeline.lanes.iter().map(|at| lane(at, &pipeline.host)).collect(),
         )?;
     }
     Ok(())
 }
 
-fn lane(lane: &Lane) -> [String; 6] {
+fn lane(lane: &Lane, here: &str) -> [String; 6] {
+    let owner = match &lane.owner {
+        Some(owner) if owner == here => format!("{owner} (this host)"),
+        Some(owner) => owner.clone(),
+        None => "-".to_owned(),
+    };
     [
         lane.partition.clone(),
-        lane.owner.clone().unwrap_or_else(|| "-".to_owned()),
+        owner,
         lane.health.clone(),
         lane.committed.map_or_else(|| "-".to_owned(), |offset| offset.to_string()),
         lane.lag.map_or_else(|| "-".to_owned(), grouped),

@@ -50,12 +50,13 @@ pub async fn run(args: Args, client: &Client, out: &mut Output) -> anyhow::Resul
 fn list(all: &Topics, out: &mut Output) -> std::io::Result<()> {
     if out.is_json() {
         all.topics.iter().try_for_each(|topic| out.object(topic))?;
-    } else if all.topics.is_empty() {
+    } else if all.topics.is_empty() && all.unavailable.is_empty() {
         out.line("no topics yet: one comes into being when something is published to it")?;
-    } else {
+    } else if !all.topics.is_empty() {
         let row = |topic: &Topic| {
             let partitions = topic.partitions.len().to_string();
-            [topic.path.to_string(), partitions, grouped(topic.events), topic.bytes.map_or("-".to_owned(), sized)]
+            let size = topic.bytes.map_or("-".to_owned(), sized);
+            [topic.path.to_string(), partitions, counted(topic, topic.events), size]
         };
         out.table(["TOPIC", "PARTITIONS", "EVENTS", "SIZE"], all.topics.iter().map(row).collect())?;
     }
@@ -67,7 +68,7 @@ fn show(topic: &Topic, out: &mut Output) -> std::io::Result<()> {
         return out.object(topic);
     }
     out.line(format_args!("topic      {}", topic.path))?;
-    out.line(format_args!("events     {}", grouped(topic.events)))?;
+    out.line(format_args!("events     {}", counted(topic, topic.events)))?;
     if let Some(bytes) = topic.bytes {
         out.line(format_args!("size       {}", sized(bytes)))?;
     }
@@ -79,11 +80,17 @@ fn show(topic: &Topic, out: &mut Output) -> std::io::Result<()> {
             partition.partition.to_string(),
             text(partition.earliest.map(|offset| offset.to_string())),
             text(partition.latest.map(|offset| offset.to_string())),
-            grouped(partition.events),
+            counted(topic, partition.events),
             text(partition.bytes.map(sized)),
         ]
     });
     out.table(["PARTITION", "EARLIEST", "LATEST", "EVENTS", "SIZE"], rows.collect())
+}
+
+/// How many events there are; on Kafka at most, since the ends of transactions count, too.
+fn counted(topic: &Topic, events: u64) -> String {
+    let exact = grouped(events);
+    if topic.at_most { format!("≤ {exact}") } else { exact }
 }
 
 fn kept(retention: Option<Retention>) -> String {

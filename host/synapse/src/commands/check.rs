@@ -11,6 +11,7 @@ use synapse_core::spec::{PipelineSpec, ReadMode};
 use synapse_core::stage::{PluginError, PluginInfo, PluginKind, PluginLoader};
 use synapse_runtime::{Runtime, RuntimeOptions};
 
+use crate::brokers;
 use crate::client::Output;
 use crate::config::{self, BrokerSpec, HostSpec};
 
@@ -20,6 +21,7 @@ use crate::config::{self, BrokerSpec, HostSpec};
 /// A configuration that is wrong, or plugins that cannot be used: all of them.
 pub async fn run(file: &Path, out: &mut Output) -> anyhow::Result<()> {
     let spec = config::load(file)?;
+    spec.brokers.iter().try_for_each(|(name, broker)| brokers::check(name, broker))?;
     let runtime = Runtime::new(RuntimeOptions::default())?;
     let mut problems = Vec::new();
     for pipeline in &spec.pipelines {
@@ -62,8 +64,8 @@ fn print(
     let guarantee = pipeline.guarantee(|broker| match spec.brokers.get(broker) {
         Some(BrokerSpec::Embedded | BrokerSpec::Memory | BrokerSpec::Redis { .. }) => None,
         Some(BrokerSpec::RedisCluster { .. }) => Some(CLUSTER_COMMITS_APART),
-        Some(BrokerSpec::Kafka { exactly_once, .. }) => {
-            (!exactly_once).then_some(synapse_brokers::kafka::DELIVERS_AT_LEAST_ONCE)
+        Some(BrokerSpec::Kafka(kafka)) => {
+            (!kafka.exactly_once).then_some(synapse_brokers::kafka::DELIVERS_AT_LEAST_ONCE)
         }
         None => Some("it is not in the configuration"),
     });

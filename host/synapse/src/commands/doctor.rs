@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::bail;
+use synapse_brokers::embedded::EmbeddedLog;
 use synapse_core::topic::TopicName;
 
 use crate::brokers;
@@ -120,7 +121,14 @@ fn data(spec: &HostSpec) -> Result<String, String> {
             free >> 20
         ));
     }
-    Ok(format!("{place}, {} GiB free", free >> 30))
+    let free = format!("{place}, {} GiB free", free >> 30);
+    match EmbeddedLog::holder(brokers::embedded_log(&spec.data)) {
+        None => Ok(free),
+        Some(holder) if host_answers(spec.listen) => Ok(format!("{free}, in use by {holder}")),
+        Some(holder) => {
+            Err(format!("{place} is in use by {holder}; stop that, or give this host another `server.data`"))
+        }
+    }
 }
 
 async fn all_brokers(spec: &HostSpec) -> Vec<Finding> {
@@ -131,7 +139,7 @@ async fn all_brokers(spec: &HostSpec) -> Vec<Finding> {
         if matches!(broker, config::BrokerSpec::Embedded) {
             continue;
         }
-        let looked = match brokers::open(name, broker, &spec.data).await {
+        let looked = match brokers::open(name, broker, &spec.data, "doctor").await {
             Ok(broker) => broker.topic(&probe).await.map(|_| "answers".to_owned()).map_err(|error| error.to_string()),
             Err(error) => Err(format!("{error:#}")),
         };

@@ -9,6 +9,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 
+use synapse_brokers::kafka;
 use synapse_core::spec::{
     Encoding, InstanceMode, OnError, PipelineSpec, PluginRef, ReadMode, Retention, RoutePattern, SinkSpec, StageLimits,
     StageSpec, Start, TopicSpec,
@@ -17,7 +18,7 @@ use synapse_core::topic::{BrokerName, Label, TopicPath};
 
 use super::raw::{self, BrokerKind, Parsed, Size, Span, not_a_name};
 use super::read::{At, Key, List, Map, OneOrMany, Place, Reader, Text, joined, nearest, not_available, quoted};
-use super::{BrokerSpec, BrokerUrl, ClientProperties, HostSpec};
+use super::{BrokerSpec, BrokerUrl, ClientProperties, HostSpec, KafkaSpec};
 
 /// The name of the embedded broker.
 const LOCAL: &str = "local";
@@ -143,7 +144,7 @@ impl Check<'_, '_> {
             return None;
         }
         let bootstrap = servers().collect::<Vec<_>>().join(",");
-        Some(BrokerSpec::Kafka { bootstrap, lease, exactly_once, client })
+        Some(BrokerSpec::Kafka(KafkaSpec { bootstrap, lease, exactly_once, client }))
     }
 
     fn lease(&mut self, lease: Key<Parsed<Span>>, key: &str, least: Duration) -> Duration {
@@ -155,8 +156,8 @@ impl Check<'_, '_> {
     fn properties(&mut self, client: Key<raw::Properties>, key: &str) -> ClientProperties {
         let mut all = BTreeMap::new();
         for (At { value: name, place }, text) in client.here().map_or(Vec::new(), |client| client.value.0) {
-            if let Some(why) = synapse_brokers::kafka::refuses(&name) {
-                self.reader.problem(place, &joined(key, &name), format!("is set by Synapse itself: {why}"));
+            if let Some(why) = kafka::refuses(&name, &text.value) {
+                self.reader.problem(place, &joined(key, &name), why);
             }
             all.insert(name, text.value);
         }
@@ -616,7 +617,16 @@ impl Check<'_, '_> {
             None => (self.default_broker.clone(), text.value.as_str()),
         };
         match topic.parse() {
-            Ok(topic) => Some(TopicPath { broker: broker?, topic }),
+            Ok(topic) => {
+                let broker = broker?;
+                let on_kafka = self.kinds.get(&broker) == Some(&Some(BrokerKind::Kafka));
+                if let Some(why) = kafka::refuses_topic(&topic).filter(|_| on_kafka) {
+                    let message = format!("{} cannot be a topic on Kafka: {why}", text.shown_part(topic.as_str()));
+                    self.reader.problem(place, key, message);
+                    return None;
+                }
+                Some(TopicPath { broker, topic })
+            }
             Err(error) => {
                 self.reader.problem(place, key, format!("{} {}", text.shown_part(topic), not_a_name(&error)));
                 None

@@ -64,16 +64,20 @@ pub enum BrokerSpec {
         lease: Duration,
     },
     /// A Kafka cluster.
-    Kafka {
-        /// Some of its servers: `host:port,…`.
-        bootstrap: String,
-        /// For how long a host that is not heard of keeps its partitions.
-        lease: Duration,
-        /// Whether outputs to this cluster and the position become visible at once.
-        exactly_once: bool,
-        /// Properties of its client library.
-        client: ClientProperties,
-    },
+    Kafka(KafkaSpec),
+}
+
+/// A Kafka cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaSpec {
+    /// Some of its servers: `host:port,…`.
+    pub bootstrap: String,
+    /// For how long a host that is not heard of keeps its partitions.
+    pub lease: Duration,
+    /// Whether outputs to this cluster and the position become visible at once.
+    pub exactly_once: bool,
+    /// Properties of its client library.
+    pub client: ClientProperties,
 }
 
 /// Properties of a client library, some of which may be secrets: printed without their values.

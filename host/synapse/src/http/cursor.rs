@@ -166,7 +166,7 @@ mod tests {
         let partition = |latest| PartitionInfo { latest, ..PartitionInfo::default() };
         let partitions = vec![partition(Some(Offset::Number(4))), partition(None)];
         let mut cursor: Cursor = "latest".parse().unwrap();
-        cursor.pin(&TopicInfo { name: "t".parse().unwrap(), partitions });
+        cursor.pin(&TopicInfo { name: "t".parse().unwrap(), partitions, at_most: false });
         assert_eq!(cursor.start(0), ReadFrom::After(Offset::Number(4)));
         assert_eq!(cursor.start(1), ReadFrom::Earliest);
         assert_eq!(cursor.to_string(), "0@4");

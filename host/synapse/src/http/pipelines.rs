@@ -72,9 +72,10 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
         Ok(broker) => broker.commits_apart(),
         Err(_) => Some("it is not known here"),
     });
+    let away = || away(host, spec);
     let (state, reason) = match &status.state {
-        PipelineState::Starting => ("starting", None),
-        PipelineState::Running => ("running", None),
+        PipelineState::Starting => away().map_or(("starting", None), |why| ("waiting", Some(why))),
+        PipelineState::Running => away().map_or(("running", None), |why| ("waiting", Some(why))),
         PipelineState::Stopped { reason } => ("stopped", Some(reason.clone())),
         PipelineState::Ended => ("ended", None),
     };
@@ -91,6 +92,7 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
     view::Pipeline {
         name: spec.name.to_string(),
         tenant: spec.tenant.to_string(),
+        host: host.api.0.host_id.clone(),
         state: state.to_owned(),
         reason,
         refused: status.refused.clone(),
@@ -105,6 +107,14 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
         stages: stages.collect(),
         lanes: status.lanes.iter().map(|(partition, status)| lane(partition, status)).collect(),
     }
+}
+
+/// Why the pipeline waits, if a broker that it reads or writes is known to be away.
+fn away(host: &Host, spec: &PipelineSpec) -> Option<String> {
+    let written = spec.to.iter().map(|sink| &sink.topic).chain([&spec.dead_letters]);
+    let mut brokers: Vec<_> = spec.from.iter().chain(written).map(|topic| &topic.broker).collect();
+    brokers.dedup();
+    brokers.into_iter().find_map(|name| host.api.0.brokers.get(name).ok()?.away())
 }
 
 fn lane(partition: &TopicPartition, status: &LaneStatus) -> view::Lane {

@@ -46,6 +46,7 @@ pub(super) enum Kind {
     Corrupt,
     BrokerRefused,
     BrokerUnavailable,
+    BrokerUnreachable,
     Ending,
     BrokerFull,
 }
@@ -71,7 +72,8 @@ impl Kind {
             Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, "defect", "A defect of the host"),
             Self::Corrupt => (StatusCode::INTERNAL_SERVER_ERROR, "corrupt", "What is stored cannot be read"),
             Self::BrokerRefused => (StatusCode::BAD_GATEWAY, "broker-refused", "The broker refuses the host"),
-            Self::BrokerUnavailable => {
+            // To clients it is the same; what is different is what became of their events.
+            Self::BrokerUnavailable | Self::BrokerUnreachable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "broker-unavailable", "The broker cannot be reached")
             }
             Self::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending", "The host is ending"),
@@ -117,6 +119,7 @@ impl From<BrokerError> for Problem {
     fn from(error: BrokerError) -> Self {
         let kind = match error.kind {
             BrokerErrorKind::Unavailable => Kind::BrokerUnavailable,
+            BrokerErrorKind::Unreachable => Kind::BrokerUnreachable,
             BrokerErrorKind::Full => Kind::BrokerFull,
             BrokerErrorKind::Fenced => Kind::Fenced,
             BrokerErrorKind::Refused => Kind::BrokerRefused,

@@ -316,6 +316,9 @@ impl Upload<'_> {
         let events = std::mem::take(&mut self.batch);
         let published = self.target.publish(events).await.map_err(|problem| {
             let (kind, reason) = problem.into_parts();
+            if kind == Kind::BrokerUnreachable {
+                return self.problem(kind, None, &reason);
+            }
             let line = self.line;
             self.problem(
                 kind,

@@ -74,6 +74,7 @@ fn topic(host: &Host, broker: &BrokerName, info: &TopicInfo) -> view::Topic {
         broker: broker.clone(),
         name: info.name.clone(),
         events: info.partitions.iter().map(|partition| partition.events).sum(),
+        at_most: info.at_most,
         bytes: info.partitions.iter().map(|partition| partition.bytes).sum(),
         retention,
         partitions: partitions.collect(),

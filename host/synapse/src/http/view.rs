@@ -77,6 +77,10 @@ pub struct Topic {
     pub name: TopicName,
     /// Events that are kept, in all partitions.
     pub events: u64,
+    /// Whether there may be fewer than are counted, here and in each partition: Kafka also counts what marks the ends of
+    /// transactions.
+    #[serde(default, rename = "at-most", skip_serializing_if = "std::ops::Not::not")]
+    pub at_most: bool,
     /// Bytes that they take, if the broker tells.
     pub bytes: Option<u64>,
     /// As configured; absent if it is not.
@@ -157,9 +161,11 @@ pub struct Pipeline {
     pub name: String,
     /// Who owns it.
     pub tenant: String,
-    /// `starting`, `running`, `stopped` or `ended`.
+    /// The host that tells this, as it is called where lanes have owners.
+    pub host: String,
+    /// `starting`, `running`, `waiting` (for a broker that cannot be reached), `stopped` or `ended`.
     pub state: String,
-    /// Why it stopped.
+    /// Why it stopped or waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Why the last new version or configuration is not used, or why it has not started yet.
@@ -228,7 +234,8 @@ pub struct Lane {
     /// Why it is retrying or stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The last entry whose effects are durable. In lists: since the lane was opened by this host.
+    /// The offset of the last event that is done with: all before it are, too, and their effects are durable. In
+    /// lists: since the lane was opened by this host.
     pub committed: Option<Offset>,
     /// How many entries lie behind it, if that is known. Only of a single pipeline, not in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]

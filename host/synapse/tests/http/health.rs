@@ -57,7 +57,7 @@ async fn a_stopped_pipeline_is_told_and_does_not_make_the_host_unready() {
 
 #[tokio::test]
 async fn a_broker_that_is_away_makes_the_host_unready() {
-    let away = Odd::broker("bus", Some(BrokerErrorKind::Unavailable));
+    let away = Odd::broker("bus", Some(BrokerErrorKind::Unreachable));
     let host = Host::with(Extras { brokers: vec![away], ..Extras::default() }).await;
     host.apply(vec![pipeline("waits", "bus/in", "out", "keep-all")]).await;
     host.pipeline_until("waits", |status| status.refused.is_some()).await;
@@ -65,4 +65,6 @@ async fn a_broker_that_is_away_makes_the_host_unready() {
     assert_eq!(answer.status, 503);
     let reasons = ["broker `bus`: it says no", "pipeline `waits` is starting: broker `bus`: it says no"];
     assert_eq!(answer.json()["reasons"], json!(reasons));
+    let waits = &host.get("/v1/pipelines").await.ok()["pipelines"][0];
+    assert_eq!([&waits["state"], &waits["reason"]], ["waiting", "broker `bus` is away"]);
 }

@@ -18,6 +18,7 @@ type Case<'c> = (&'c str, &'c str, &'c [(&'c str, &'c str)], &'c str);
 async fn host() -> Host {
     let kinds = [
         ("away", BrokerErrorKind::Unavailable),
+        ("far", BrokerErrorKind::Unreachable),
         ("full", BrokerErrorKind::Full),
         ("fenced", BrokerErrorKind::Fenced),
         ("refusing", BrokerErrorKind::Refused),
@@ -79,6 +80,8 @@ async fn every_problem_is_one_clear_sentence() {
         ("POST", "/v1/topics/x/events?broker=picky", &one, &good),
         ("POST", "/v1/topics/x/events?broker=rotten", &one, &good),
         ("POST", "/v1/topics/x/events?broker=away", &lines, &good),
+        ("POST", "/v1/topics/x/events?broker=far", &lines, &good),
+        ("POST", "/v1/topics/far/x/events", &lines, &good),
     ];
     let mut all = String::new();
     for (method, path, headers, body) in cases {

@@ -89,6 +89,7 @@ impl Host {
             brokers,
             topics: watch::channel(extras.topics).1,
             default_broker: local(),
+            host_id: "one".to_owned(),
             engine: handle.clone(),
             registry,
             phase: phase_now,
@@ -390,7 +391,7 @@ impl Odd {
     fn info(&self, name: &TopicName) -> TopicInfo {
         let [earliest, latest] = [3, 5].map(|number| Some(Offset::Number(number)));
         let partition = PartitionInfo { earliest, latest, events: 3, bytes: None };
-        TopicInfo { name: name.clone(), partitions: vec![partition] }
+        TopicInfo { name: name.clone(), partitions: vec![partition], at_most: false }
     }
 }
 
@@ -418,7 +419,7 @@ impl Broker for Odd {
             "garbage" => {
                 let [earliest, latest] = [0, GARBAGE - 1].map(|number| Some(Offset::Number(number)));
                 let partition = PartitionInfo { earliest, latest, events: GARBAGE, bytes: None };
-                Some(TopicInfo { name: topic.clone(), partitions: vec![partition] })
+                Some(TopicInfo { name: topic.clone(), partitions: vec![partition], at_most: false })
             }
             _ => None,
         })
@@ -454,6 +455,10 @@ impl Broker for Odd {
 
     async fn boundaries(&self, _: &LaneKey) -> Result<Vec<Boundary>, BrokerError> {
         self.answer(Vec::new())
+    }
+
+    fn away(&self) -> Option<String> {
+        (self.fails == Some(BrokerErrorKind::Unreachable)).then(|| format!("broker `{}` is away", self.name))
     }
 
     async fn health(&self) -> Result<(), BrokerError> {

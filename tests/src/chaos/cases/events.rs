@@ -33,7 +33,7 @@ pub(super) const CASES: &[Case] = &[
         route: "kafka → same kafka",
         what: WHAT,
         promise: Promise::EXACTLY_ONCE,
-        scene: || Ok(poisoned(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"")).fault(kill_twice)),
+        scene: || Ok(poisoned(Scene::kafka(Kafka::shared()).lease("1s")).fault(kill_twice)),
     },
 ];
 

@@ -55,7 +55,7 @@ pub(super) const CASES: &[Case] = &[
         route: "kafka → same kafka",
         what: "the host is killed (kill -9) again and again",
         promise: Promise::EXACTLY_ONCE,
-        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").fault(kill_again_and_again)),
+        scene: || Ok(Scene::kafka(Kafka::shared()).lease("1s").fault(kill_again_and_again)),
     },
     Case {
         name: "host-killed-kafka-at-least-once",
@@ -63,7 +63,7 @@ pub(super) const CASES: &[Case] = &[
         what: "the host is killed (kill -9) again and again",
         promise: Promise::AT_LEAST_ONCE,
         scene: || {
-            let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"\ndelivery = \"at-least-once\"");
+            let scene = Scene::kafka(Kafka::shared()).lease("1s").broker("delivery = \"at-least-once\"");
             Ok(scene.fault(kill_again_and_again))
         },
     },
@@ -74,7 +74,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::AT_LEAST_ONCE,
         scene: || {
             let sink = RedisServer::start()?;
-            let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").to_redis(&sink)?;
+            let scene = Scene::kafka(Kafka::shared()).lease("1s").to_redis(&sink)?;
             Ok(scene.keep(sink).fault(kill_again_and_again))
         },
     },
@@ -96,7 +96,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let server = RedisServer::start()?;
-            let scene = Scene::redis(&server)?.broker("lease = \"1s\"").hosts(2);
+            let scene = Scene::redis(&server)?.lease("1s").hosts(2);
             Ok(scene.keep(server).fault(freeze_one_after_the_other))
         },
     },
@@ -106,9 +106,27 @@ pub(super) const CASES: &[Case] = &[
         what: "a host is frozen (SIGSTOP) for longer than its session, the other takes over, then it wakes up; times run from the freezing",
         promise: Promise::EXACTLY_ONCE,
         scene: || {
-            let scene = Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(2);
+            let scene = Scene::kafka(Kafka::shared()).lease("1s").hosts(2);
             Ok(scene.fault(freeze_one_after_the_other))
         },
+    },
+    Case {
+        name: "host-dies-redis",
+        route: "redis → same redis, by cursor, two hosts",
+        what: "one of the hosts is killed (kill -9) and stays away, and the other takes its partitions over; times run from the kill",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let server = RedisServer::start()?;
+            let scene = Scene::redis(&server)?.lease("1s").partitions(4).hosts(2);
+            Ok(scene.keep(server).fault(one_dies_after_the_other))
+        },
+    },
+    Case {
+        name: "host-dies-kafka",
+        route: "kafka → same kafka, two hosts",
+        what: "one of the hosts is killed (kill -9) and stays away, and the other takes its partitions over; times run from the kill",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || Ok(Scene::kafka(Kafka::shared()).lease("1s").hosts(2).fault(one_dies_after_the_other)),
     },
     Case {
         name: "hosts-come-and-go-redis",
@@ -117,7 +135,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let server = RedisServer::start()?;
-            let scene = Scene::redis(&server)?.broker("lease = \"1s\"").partitions(4).hosts(3);
+            let scene = Scene::redis(&server)?.lease("1s").partitions(4).hosts(3);
             Ok(scene.keep(server).fault(join_and_leave))
         },
     },
@@ -128,7 +146,7 @@ pub(super) const CASES: &[Case] = &[
         promise: Promise::EXACTLY_ONCE_UNORDERED,
         scene: || {
             let server = RedisServer::start()?;
-            let scene = Scene::redis(&server)?.broker("lease = \"1s\"").pipeline("read = \"group\"").hosts(3);
+            let scene = Scene::redis(&server)?.lease("1s").pipeline("read = \"group\"").hosts(3);
             Ok(scene.keep(server).fault(join_and_leave))
         },
     },
@@ -137,7 +155,7 @@ pub(super) const CASES: &[Case] = &[
         route: "kafka → same kafka, up to three hosts",
         what: "hosts join and leave every two seconds, some without a word (kill -9): a rebalance storm",
         promise: Promise::EXACTLY_ONCE,
-        scene: || Ok(Scene::kafka(Kafka::shared()).broker("lease = \"1s\"").hosts(3).fault(join_and_leave)),
+        scene: || Ok(Scene::kafka(Kafka::shared()).lease("1s").hosts(3).fault(join_and_leave)),
     },
 ];
 
@@ -165,6 +183,23 @@ fn freeze_one_after_the_other(world: &mut World) -> Result<()> {
         world.hosts[frozen].signal(Signal::CONT)?;
         world.wait(200..600);
         world.wait_for_output()?;
+    }
+    Ok(())
+}
+
+fn one_dies_after_the_other(world: &mut World) -> Result<()> {
+    let rounds = if world.plan.is_long() { 6 } else { 2 };
+    for round in 0..rounds {
+        let (dead, back) = (round % 2, (round + 1) % 2);
+        if !world.hosts[back].is_running() {
+            world.hosts[back].resume()?;
+            // The work is shared again before the next one dies.
+            world.let_pass(200)?;
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        world.hosts[dead].kill()?;
+        world.mended();
+        std::thread::sleep(Duration::from_secs(3));
     }
     Ok(())
 }

@@ -86,7 +86,7 @@ fn three_brokers() -> MutexGuard<'static, Kafka> {
 
 fn one_after_the_other(fault: fn(&mut Kafka, usize) -> Result<()>) -> Result<Scene> {
     let mut cluster = three_brokers();
-    let scene = Scene::kafka(&cluster).broker("lease = \"2s\"");
+    let scene = Scene::kafka(&cluster).lease("2s");
     Ok(scene.fault(move |world| {
         let first = world.random.within(0..3) as usize;
         let faults = if world.plan.is_long() { 6 } else { 1 };
@@ -107,9 +107,8 @@ fn work_slowly() -> Result<Scene> {
         300 | 1300 | 2300 | 3300 => Kind::Loop,
         _ => Kind::Plain,
     };
-    let scene = Scene::kafka(Kafka::shared())
-        .hosts(2)
-        .broker("lease = \"1s\"\nclient = { \"session.timeout.ms\" = \"1000\", \"max.poll.interval.ms\" = \"1000\" }");
+    let scene =
+        Scene::kafka(Kafka::shared()).hosts(2).lease("1s").broker("client = { \"max.poll.interval.ms\" = \"1000\" }");
     Ok(scene.stage(format!("plugin = {plugin:?}\nlimits = {{ cpu = \"1500ms\" }}\n"), kind))
 }
 

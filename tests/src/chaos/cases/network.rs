@@ -94,7 +94,7 @@ fn redis(fault: Fault) -> Result<Scene> {
     let settings =
         RedisSettings { address: network.address().into(), through: network.through(), ..RedisSettings::default() };
     let server = RedisServer::start_with(settings)?;
-    let scene = Scene::redis(&server)?.broker("lease = \"2s\"");
+    let scene = Scene::redis(&server)?.lease("2s");
     let link = Link { network, port: server.port() };
     Ok(scene.keep(server).fault(move |world| fault(world, &link)))
 }
@@ -105,7 +105,7 @@ fn kafka(fault: Fault) -> Result<Scene> {
     network.enter()?;
     let cluster = Kafka::start()?;
     let link = Link { network, port: cluster.port(0) };
-    let scene = Scene::kafka(&cluster).broker("lease = \"2s\"");
+    let scene = Scene::kafka(&cluster).lease("2s");
     Ok(scene.keep(cluster).fault(move |world| fault(world, &link)))
 }
 

@@ -155,7 +155,7 @@ fn repeat(pipeline: &str, fault: fn(&RedisServer) -> Result<()>) -> Result<Scene
 
 fn strand_entries() -> Result<Scene> {
     let server = RedisServer::start()?;
-    let scene = Scene::redis(&server)?.broker("lease = \"1s\"").pipeline("read = \"group\"");
+    let scene = Scene::redis(&server)?.lease("1s").pipeline("read = \"group\"");
     Ok(scene.fault(move |world| {
         for round in 0..world.rounds().min(4) {
             world.let_pass(60)?;
@@ -222,7 +222,7 @@ fn fail_over() -> Result<Scene> {
 
 fn reshard() -> Result<Scene> {
     let cluster = RedisCluster::start(3)?;
-    let scene = Scene::redis_cluster(&cluster)?.broker("lease = \"2s\"");
+    let scene = Scene::redis_cluster(&cluster)?.lease("2s");
     Ok(scene.fault(move |world| {
         for _ in 0..world.rounds().min(8) {
             world.let_pass(100)?;

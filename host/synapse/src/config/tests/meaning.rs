@@ -160,7 +160,9 @@ fn a_kafka_broker_has_properties_whose_values_are_not_printed() {
         "[brokers.k]\nkind = \"kafka\"\nbootstrap = \"h:9092, g:9092\"\n[brokers.k.client]\nlinger.ms = 5\n\
          \"enable.ssl.certificate.verification\" = false\nsasl.password = \"${SECRET}\"",
     );
-    let BrokerSpec::Kafka { bootstrap, lease, exactly_once, client } = &spec.brokers[&"k".parse().unwrap()] else {
+    let BrokerSpec::Kafka(super::super::KafkaSpec { bootstrap, lease, exactly_once, client }) =
+        &spec.brokers[&"k".parse().unwrap()]
+    else {
         panic!("it is Kafka")
     };
     assert_eq!((bootstrap.as_str(), *lease, *exactly_once), ("h:9092,g:9092", Duration::from_secs(15), true));

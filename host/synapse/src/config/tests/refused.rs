@@ -922,6 +922,9 @@ group.id = "mine"
 "isolation.level" = "read_uncommitted"
 "linger.ms" = 1.5
 sasl.password = "${SECRET}"
+compresion.type = "lz4"
+compression.type = "${SECRET}"
+session.timeout.ms = 6000
 [brokers.j]
 kind = "kafka"
 [brokers.r]
@@ -938,9 +941,31 @@ client = {}
     synapse.toml:8: brokers.k.client."group.id": is set by Synapse itself: a pipeline's group has the pipeline's name
     synapse.toml:9: brokers.k.client."isolation.level": is set by Synapse itself: events of transactions that were given up must not be read
     synapse.toml:10: brokers.k.client."linger.ms": must be a string, an integer or a boolean, not a float
-    synapse.toml:12: brokers.j: a Kafka broker needs the key "bootstrap", for example "127.0.0.1:9092"
-    synapse.toml:17: brokers.r.bootstrap: is for Kafka brokers only
-    synapse.toml:18: brokers.r.client: is for Kafka brokers only
+    synapse.toml:12: brokers.k.client."compresion.type": is no property of librdkafka; its list of properties is CONFIGURATION.md in its repository
+    synapse.toml:13: brokers.k.client."compression.type": cannot have this value, says librdkafka; what it can have is in CONFIGURATION.md in its repository
+    synapse.toml:14: brokers.k.client."session.timeout.ms": is set by Synapse itself: it is `lease` of the broker
+    synapse.toml:15: brokers.j: a Kafka broker needs the key "bootstrap", for example "127.0.0.1:9092"
+    synapse.toml:20: brokers.r.bootstrap: is for Kafka brokers only
+    synapse.toml:21: brokers.r.client: is for Kafka brokers only
+    "#);
+
+    let file = r#"
+[server]
+default-broker = "k"
+[brokers.k]
+kind = "kafka"
+bootstrap = "h:9092"
+[topics."local/a:b"]
+[topics."k/a:b"]
+[[pipelines]]
+name = "p"
+from = "k/synapse.in"
+to = "a:c"
+"#;
+    assert_snapshot!(refused(file), @r#"
+    synapse.toml:7: topics."k/a:b": "a:b" cannot be a topic on Kafka: names on Kafka have no `:`
+    synapse.toml:10: pipelines.from: "synapse.in" cannot be a topic on Kafka: names that begin with `synapse.` are kept for Synapse itself
+    synapse.toml:11: pipelines.to: "a:c" cannot be a topic on Kafka: names on Kafka have no `:`
     "#);
 
     let file = r#"
