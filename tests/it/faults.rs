@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use synapse_test_servers::kafka::Kafka;
 use synapse_tests::host::Host;
 use synapse_tests::plugins::component;
 use synapse_tests::redis::RedisServer;
@@ -168,6 +169,54 @@ fn a_plugin_file_that_is_no_component_leaves_the_old_version_at_work() {
     assert!(refused.contains("p.wasm"), "{refused}");
     host.publish("in", &event(2, "fine")).unwrap();
     host.wait_for("the next event", |host| Ok((count(host, "out")? == 2).then_some(()))).unwrap();
+}
+
+/// Waits until both pipelines of a host are in a state, and one more thing holds of them.
+fn wait_for_state(host: &Host, state: &str, holds: impl Fn(&Value) -> bool) {
+    let states = |host: &Host| {
+        let all = host.get_json("/v1/pipelines")?;
+        let all = all["pipelines"].as_array().unwrap();
+        Ok(all.iter().all(|pipeline| pipeline["state"] == state && holds(pipeline)).then_some(()))
+    };
+    host.wait_for(&format!("both pipelines to be {state}"), states).unwrap();
+}
+
+#[test]
+fn a_kafka_that_is_away_is_waited_for() {
+    let mut kafka = Kafka::start_with(1, "").unwrap();
+    let bootstrap = kafka.bootstrap();
+    kafka.kill(0).unwrap();
+    let host = Host::start_unready(&format!(
+        "[brokers.bus]\nkind = \"kafka\"\nbootstrap = {bootstrap:?}\nlease = \"1s\"\n\
+         [[pipelines]]\nname = \"there\"\nfrom = \"local/in\"\nto = \"bus/mid\"\n\
+         [[pipelines]]\nname = \"back\"\nfrom = \"bus/mid\"\nto = \"local/out\"\n"
+    ))
+    .unwrap();
+    let why = format!("broker `bus` at {bootstrap} has been away for");
+    let waits = |pipeline: &Value| {
+        pipeline["reason"].as_str().is_some_and(|reason| reason.starts_with(&why) && reason.ends_with("refused)"))
+    };
+    for number in 1..=2 {
+        // The second time while it runs, until Kafka may have given its partitions to others.
+        wait_for_state(&host, "waiting", waits);
+        host.wait_for("the lane on Kafka to end", |host| {
+            Ok((host.get_json("/v1/pipelines/back")?["lanes"] == serde_json::json!([])).then_some(()))
+        })
+        .unwrap();
+        host.publish("in", &event(number, "fine")).unwrap();
+        kafka.resume(0).unwrap();
+        // From one broker to another, so an earlier one may have come again.
+        let id = number.to_string();
+        let has_come =
+            |host: &Host| Ok(host.history("out")?.iter().any(|event| event["id"] == id.as_str()).then_some(()));
+        host.wait_for("the event", |host| if count(host, "out")? == 0 { Ok(None) } else { has_come(host) }).unwrap();
+        wait_for_state(&host, "running", |_| true);
+        kafka.kill(0).unwrap();
+    }
+    let told = |what: &str| host.log().matches(what).count();
+    assert!((2..=3).contains(&told("none of the servers can be reached")), "{}", host.log());
+    assert_eq!(told("the servers can be reached again"), 2, "{}", host.log());
+    assert!(told("the group is not well for now") <= 2, "{}", host.log());
 }
 
 #[test]

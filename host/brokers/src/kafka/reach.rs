@@ -118,10 +118,13 @@ pub(super) fn plain(reason: &str, bootstrap: &str) -> String {
         Some(at) if reason.ends_with(')') => &reason[..at],
         _ => reason,
     };
+    let reason =
+        ["GroupCoordinator: ", "TxnCoordinator: "].iter().find_map(|part| reason.strip_prefix(part)).unwrap_or(reason);
     let (server, what) = match reason.split_once(": ") {
-        Some((server, what)) if server.contains('/') && !server.contains(' ') => {
-            let server = server.rsplit_once('/').map_or(server, |(server, _)| server);
-            (server.rsplit_once("//").map_or(server, |(_, server)| server), what)
+        // `scheme://host:port/id`, of which only host and port are always there.
+        Some((server, what)) if server.contains(':') && !server.contains(' ') => {
+            let server = server.rsplit_once("//").map_or(server, |(_, server)| server);
+            (server.split('/').next().unwrap_or(server), what)
         }
         _ => ("", reason),
     };
@@ -147,6 +150,8 @@ mod tests {
         let told = "SASL PLAIN mechanism handshake failed: Broker: Unsupported SASL mechanism: broker's supported \
                     mechanisms:";
         assert_eq!(plain(login, "h:9094"), told);
+        let coordinator = "TxnCoordinator: h:9092: Connect to ipv4#10.0.0.1:9092 failed: Connection refused";
+        assert_eq!(plain(coordinator, "h:9092"), "Connection refused");
         assert_eq!(plain("h:9092/1: Disconnected (after 4000ms in state UP)", "h:9092"), "Disconnected");
         assert_eq!(plain("1/1 brokers are down", "h:9092"), "1/1 brokers are down");
         assert_eq!(plain("", "h:9092"), "");

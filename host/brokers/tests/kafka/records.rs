@@ -163,6 +163,8 @@ async fn a_cluster_that_is_away_is_told_as_away() {
     let error = broker.health().await.unwrap_err();
     assert_eq!(error.kind, BrokerErrorKind::Unavailable);
     assert!(error.message.contains("127.0.0.1:1"), "{error}");
+    let away = broker.away().unwrap();
+    assert!(away.starts_with("broker `kafka` at 127.0.0.1:1 has been away for") && away.contains("refused"), "{away}");
     let error = broker.publish(&output(&"t".parse().unwrap(), 0..1)).await.unwrap_err();
-    assert_eq!(error.kind, BrokerErrorKind::Unavailable);
+    assert_eq!(error.kind, BrokerErrorKind::Unreachable, "nothing was sent");
 }
