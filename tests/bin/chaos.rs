@@ -55,18 +55,19 @@ fn main() -> Result<ExitCode> {
         rows.push((case, observed));
     }
     let kept = rows.iter().all(|(_, observed)| observed.as_ref().is_ok_and(|observed| observed.breaks.is_empty()));
-    let (summary, table) = (chaos::summary(&rows), chaos::markdown(&rows));
+    let table = chaos::markdown(&rows);
+    let summary = chaos::summary(&table);
     if let Some(path) = &options.write {
         let page = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let page = if options.cases.is_empty() {
-            chaos::replace_between_markers(&page, &format!("{summary} Run {circumstances}\n\n{table}"))?
+            chaos::replace_between_markers(&page, &format!("{summary}\n\nRun {circumstances}\n\n{table}"))?
         } else {
             let sentence = format!("`{}` was run {circumstances}", options.cases.join("`, `"));
             chaos::replace_rows(&page, &sentence, &table)?
         };
         std::fs::write(path, page)?;
     } else {
-        writeln!(out, "\n{summary} Run {circumstances}\n\n{table}")?;
+        writeln!(out, "\n{summary}\n\nRun {circumstances}\n\n{table}")?;
     }
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

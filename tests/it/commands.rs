@@ -67,6 +67,15 @@ fn wrong_usage_and_wrong_files_get_one_clear_sentence_and_the_right_exit_code() 
         "synapse: nowhere.toml: the configuration could not be read: No such file or directory (os error 2)\n"
     );
 
+    let broker = "[brokers.k]\nkind = \"kafka\"\nbootstrap = \"127.0.0.1:1\"\nclient.\"max.poll.interval.ms\" = 1000\n";
+    std::fs::write(dir.path().join("synapse.toml"), broker).unwrap();
+    for command in ["check", "run"] {
+        let (code, said) = refused(dir.path(), &[command]);
+        assert_eq!(code, 2);
+        assert!(said.starts_with("synapse: synapse.toml:4: brokers.k.client: could not make a client"), "{said}");
+    }
+    assert!(!dir.path().join("data").exists(), "a host that does not start leaves nothing behind");
+
     let (code, _) = refused(dir.path(), &["publish"]);
     assert_eq!(code, 2);
 
@@ -97,6 +106,12 @@ fn a_second_host_on_the_same_address_or_data_is_refused() {
     let other = host.synapse(&["run", "--config", "other.toml"]).unwrap();
     assert_eq!(other.status.code(), Some(1));
     assert!(text(&other.stderr).contains("in use by"), "{}", text(&other.stderr));
+    let doctor = host.synapse(&["doctor", "--config", "other.toml"]).unwrap();
+    let found = text(&doctor.stdout);
+    assert!(found.contains("WRONG  data directory:") && found.contains("is in use by process"), "{found}");
+    // A host that is at work is no fault of its own.
+    let doctor = text(&host.synapse(&["doctor"]).unwrap().stdout);
+    assert!(doctor.contains("ok     data directory:") && doctor.contains("in use by process"), "{doctor}");
 }
 
 #[test]

@@ -226,8 +226,8 @@ pub struct Finding {
 }
 
 impl Account {
-    /// Whether everything in the source has come to its end, and what has to be counted is: hosts that read without a
-    /// pause count what was trimmed only when they are at the end of a stream.
+    /// Whether everything in the source has come to its end, and what has to be counted is: hosts may count what was
+    /// trimmed only when they are at the end of a stream.
     pub fn is_settled(&self, promise: Promise) -> bool {
         let received: HashSet<&Receipt> = self.received().collect();
         let ended = |receipt| received.contains(receipt) || self.fate(receipt) == Fate::Dropped;

@@ -43,12 +43,13 @@ mod client;
 mod lane;
 mod member;
 mod native;
+mod properties;
 mod publish;
 mod reach;
 mod reader;
 mod topics;
 
-pub use client::refuses;
+pub use properties::{canonical, refuses};
 pub use topics::refuses_topic;
 
 /// How often clients that nobody waits for are polled.
@@ -112,7 +113,8 @@ struct Shared {
 }
 
 impl KafkaBroker {
-    /// Whether a broker with these options could be made. Nothing is connected to.
+    /// Whether all clients that a broker with these options may need could be made; nothing is connected to. `name` is only
+    /// for the error.
     ///
     /// # Errors
     /// As [`KafkaBroker::new`], and what librdkafka would refuse later.
@@ -183,7 +185,10 @@ async fn serve(topics: Arc<Topics>, readers: Arc<Readers>, stop: CancellationTok
 /// Notices when the cluster goes and when it is there again.
 async fn watch(topics: &Topics) {
     let cluster = &topics.cluster;
-    cluster.reach.watch(&cluster.broker, &cluster.bootstrap, || async { topics.health().await.is_ok() }).await;
+    let quickly = async || topics.health_within(client::AWAY_TIMEOUT).await.is_ok();
+    // What comes of it is noted where it is asked.
+    let patiently = async || drop(topics.health_within(cluster.timeout).await);
+    cluster.reach.watch(&cluster.broker, quickly, patiently, |away| cluster.tell(away)).await;
 }
 
 /// Publishes outside of transactions, for all of the host.
@@ -239,10 +244,12 @@ impl Shared {
     /// Publishes, in order; returns once all is durable, with the position of each row.
     async fn publish(&self, output: &Output) -> Result<Vec<(u32, Offset)>, BrokerError> {
         let (topic, deliveries) = (&output.topic.topic, Arc::new(Deliveries::placed()));
+        let asked = tokio::time::Instant::now();
         let rows = self.send_all(output, &deliveries).await?;
         let doing = format!("publish to topic `{topic}`");
         let offsets =
             deliveries.finish(rows.len()).await.map_err(|error| self.topics.cluster.failed(&doing, &error))?;
+        self.topics.cluster.reach.has_answered(asked);
         self.topics.added(topic, rows.len());
         placed(&rows, offsets)
             .ok_or_else(|| self.topics.cluster.invalid(format_args!("could not {doing}: the server named no offsets")))
@@ -305,11 +312,7 @@ impl Broker for KafkaBroker {
     }
 
     fn away(&self) -> Option<String> {
-        let cluster = &self.shared.topics.cluster;
-        let (since, why) = cluster.reach.away()?;
-        let since = Duration::from_secs(since.as_secs());
-        let why = reach::plain(&why, &cluster.bootstrap);
-        Some(format!("broker `{}` at {} has been away for {since:?} ({why})", cluster.broker, cluster.bootstrap))
+        self.shared.topics.cluster.away()
     }
 
     /// A transaction is several round trips and marks in every partition, however much it holds.

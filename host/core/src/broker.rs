@@ -68,7 +68,7 @@ pub trait Broker: Send + Sync {
     /// Every boundary that was committed for a lane, oldest first.
     async fn boundaries(&self, lane: &LaneKey) -> Result<Vec<Boundary>, BrokerError>;
 
-    /// Why it cannot be reached, as far as that is known without asking it.
+    /// Why it cannot be reached, without its name, as far as that is known without asking it.
     fn away(&self) -> Option<String> {
         None
     }

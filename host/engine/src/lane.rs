@@ -351,7 +351,12 @@ impl Driver {
         match &health {
             Health::Retrying { reason, attempt } => {
                 self.means.metrics.retries.inc();
-                tracing::warn!(%lane, attempt, %reason, "lane failed; it is opened again");
+                // Every few seconds while a broker is away: said less and less often.
+                if attempt.is_power_of_two() {
+                    tracing::warn!(%lane, attempt, %reason, "lane failed; it is opened again");
+                } else {
+                    tracing::debug!(%lane, attempt, %reason, "lane failed again");
+                }
             }
             Health::Stopped { reason } => tracing::error!(%lane, %reason, "lane stopped"),
             Health::Opening | Health::Running | Health::Drained => tracing::debug!(%lane, ?health, "lane"),

@@ -44,19 +44,6 @@ pub async fn open(name: &BrokerName, spec: &BrokerSpec, data: &Path, host_id: &s
     })
 }
 
-/// Whether what can be told of a broker without connecting to it is right.
-///
-/// # Errors
-/// What opening it would not get past.
-pub fn check(name: &BrokerName, spec: &BrokerSpec) -> anyhow::Result<()> {
-    match spec {
-        BrokerSpec::Kafka(spec) => Ok(KafkaBroker::check(name.clone(), kafka_options(spec, "check"))?),
-        BrokerSpec::Memory | BrokerSpec::Embedded | BrokerSpec::Redis { .. } | BrokerSpec::RedisCluster { .. } => {
-            Ok(())
-        }
-    }
-}
-
 fn kafka_options(spec: &KafkaSpec, host_id: &str) -> KafkaOptions {
     KafkaOptions {
         host_id: host_id.to_owned(),

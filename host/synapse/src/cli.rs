@@ -110,10 +110,15 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if usage { 2 } else { 1 })
 }
 
-/// Logs go to stderr: `SYNAPSE_LOG` filters them (`info` unless told, `warn` for all commands but `run`).
+/// Logs go to stderr: `SYNAPSE_LOG` filters them (unless told, `info` for `run`, `error` for `doctor`, else `warn`).
 pub fn start_logging(cli: &Cli) {
     // The store under the embedded log speaks of its own affairs at `info`.
-    let default = if matches!(cli.command, Command::Run(_)) { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
+    let default = match cli.command {
+        Command::Run(_) => "info,fjall=warn,lsm_tree=warn",
+        // What it has to say of brokers is in its findings.
+        Command::Doctor(_) => "error",
+        _ => "warn",
+    };
     let filter = EnvFilter::try_from_env("SYNAPSE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if cli.json {

@@ -317,9 +317,7 @@ fn report(applied: &Applied) {
     for (what, pipelines) in all.into_iter().filter(|(_, pipelines)| !pipelines.is_empty()) {
         tracing::info!(pipelines = %names(pipelines), "{what}");
     }
-    for (pipeline, reason) in &applied.refused {
-        tracing::error!(%pipeline, %reason, "the change of this pipeline is not used");
-    }
+    // What was refused, and why, the pipeline itself has told.
 }
 
 /// Makes sure that the topics of the configuration are as it says, also those that no pipeline reads.

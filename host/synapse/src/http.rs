@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::Uri;
 use axum::http::request::Parts;
 use axum::routing::{get, post};
@@ -225,12 +225,14 @@ fn router(host: Host) -> Router {
         .with_state(host)
 }
 
-async fn unknown_route(uri: Uri) -> Problem {
+async fn unknown_route(State(host): State<Host>, uri: Uri) -> Problem {
     let path = uri.path();
-    // Names of topics have no slash: what looks like one with its broker is that.
+    let is_broker = |name: &str| name.parse().is_ok_and(|name| host.broker(&name).is_ok());
     let hint = match path.strip_prefix("/v1/topics/").and_then(|rest| rest.split_once('/')) {
-        Some((broker, rest)) => format!("a topic's broker is a parameter: /v1/topics/{rest}?broker={broker}"),
-        None => "the API's routes begin with /v1/".to_owned(),
+        Some((broker, rest)) if is_broker(broker) => {
+            format!("a topic's broker is a parameter: /v1/topics/{rest}?broker={broker}")
+        }
+        _ => "the API's routes begin with /v1/".to_owned(),
     };
     Problem::new(Kind::UnknownRoute, format!("there is nothing at `{path}`; {hint}"))
 }

@@ -8,15 +8,15 @@ use anyhow::{Context, Result};
 use super::{Case, Observed};
 
 const BEGIN: &str = "<!-- what was observed: begin -->";
+/// Begins the line above a table that says what it comes to.
+const SUMMARY: &str = "**What was promised was kept in";
 const END: &str = "<!-- what was observed: end -->";
 
-/// How many of the promises were kept, as a sentence.
-pub fn summary(rows: &[(&Case, Result<Observed>)]) -> String {
-    let kept = rows.iter().filter(|(_, observed)| observed.as_ref().is_ok_and(|at| at.breaks.is_empty())).count();
-    match rows.len() {
-        all if all == kept => format!("**What was promised was kept in all {all} cases.**"),
-        all => format!("**What was promised was kept in {kept} of {all} cases.**"),
-    }
+/// In how many rows of a table the promise was kept: a line for above it. The others have something in bold.
+pub fn summary(table: &str) -> String {
+    let rows = || table.lines().filter(|line| line.starts_with("| `"));
+    let (all, kept) = (rows().count(), rows().filter(|row| !row.contains("**")).count());
+    format!("{SUMMARY} {kept} of {all} cases.**")
 }
 
 /// The table as Markdown; a case that could not be carried out has an error instead of what was observed.
@@ -88,6 +88,10 @@ pub fn replace_rows(page: &str, sentence: &str, table: &str) -> Result<String> {
         let place = lines.iter_mut().find(|line| line.starts_with(&format!("| `{name}` |")));
         *place.with_context(|| format!("the page has no row of `{name}`"))? = row;
     }
+    let summary = summary(&lines.join("\n"));
+    if let Some(line) = lines.iter_mut().find(|line| line.starts_with(SUMMARY)) {
+        *line = &summary;
+    }
     let table_begins = lines.iter().position(|line| line.starts_with('|')).context("the page has no table")?;
     lines.insert(table_begins.saturating_sub(1), sentence);
     replace_between_markers(page, &format!("{}\n", lines.join("\n")))
@@ -114,9 +118,12 @@ mod tests {
     #[test]
     fn rows_are_replaced_one_by_one() {
         let table = "| case | x |\n|---|---|\n| `a` | 1 |\n| `a-b` | 2 |\n";
-        let page = replace_between_markers(&format!("{BEGIN}{END}"), &format!("First run.\n\n{table}")).unwrap();
-        let replaced = replace_rows(&page, "`a` again.", "| case | x |\n|---|---|\n| `a` | 3 |\n").unwrap();
-        let expected = "First run.\n`a` again.\n\n| case | x |\n|---|---|\n| `a` | 3 |\n| `a-b` | 2 |\n";
+        let old = format!("{}\n\nFirst run.\n\n{table}", summary(table));
+        let page = replace_between_markers(&format!("{BEGIN}{END}"), &old).unwrap();
+        let new = "| case | x |\n|---|---|\n| `a` | 3 **broken: one was lost** |\n";
+        let replaced = replace_rows(&page, "`a` again.", new).unwrap();
+        let expected = "**What was promised was kept in 1 of 2 cases.**\n\nFirst run.\n`a` again.\n\n\
+                        | case | x |\n|---|---|\n| `a` | 3 **broken: one was lost** |\n| `a-b` | 2 |\n";
         assert_eq!(replaced, format!("{BEGIN}\n\n{expected}\n{END}"));
         assert!(replace_rows(&page, "", "| `c` | 1 |").is_err());
     }

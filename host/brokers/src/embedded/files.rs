@@ -9,6 +9,11 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
+
+/// How often a lock that is held is tried before that is believed.
+const LOOKS_MAX: usize = 3;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Held as long as the log is open; the kernel lets go of it when the process ends, however it ends.
 pub(super) struct Lock {
@@ -27,10 +32,14 @@ impl Lock {
     pub(super) fn take(path: &Path, holder: &str) -> Result<Self, LockError> {
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = opened.map_err(LockError::Io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(LockError::Held(name_in(&mut file))),
-            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+        for look in 1.. {
+            match file.try_lock() {
+                Ok(()) => break,
+                // Someone may only be asking who has it.
+                Err(TryLockError::WouldBlock) if look < LOOKS_MAX => std::thread::sleep(LOOK_EVERY),
+                Err(TryLockError::WouldBlock) => return Err(LockError::Held(name_in(&mut file))),
+                Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+            }
         }
         let write = |file: &mut File| {
             file.set_len(0)?;
@@ -40,7 +49,7 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Who has the lock, if anyone has.
+    /// Who has the lock, if anyone has. Holds it for a moment if nobody has.
     pub(super) fn holder(path: &Path) -> Option<String> {
         let mut file = File::open(path).ok()?;
         matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then(|| name_in(&mut file))

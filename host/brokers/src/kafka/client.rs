@@ -14,61 +14,26 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::BaseProducer;
-use rdkafka::types::{RDKafkaConfRes, RDKafkaRespErr};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Statistics, TopicPartitionList};
 use synapse_core::broker::BrokerErrorKind;
 use synapse_core::{BrokerError, BrokerName};
 
 use super::member::Rebalanced;
+use super::properties::canonical;
 use super::publish::ProducerSide;
-use super::reach::{Reach, plain};
-
-/// Properties that Synapse sets itself, and why nobody else may.
-const OURS: [(&str, &str); 17] = [
-    ("bootstrap.servers", "it is `bootstrap` of the broker"),
-    ("metadata.broker.list", "it is `bootstrap` of the broker"),
-    ("session.timeout.ms", "it is `lease` of the broker"),
-    ("group.id", "a pipeline's group has the pipeline's name"),
-    ("client.id", "it names the host among the group's members"),
-    ("group.instance.id", "hosts with one configuration would all be the same member"),
-    ("transactional.id", "each lane has one of its own, which is its fence"),
-    ("enable.idempotence", "without it a retry could repeat and reorder events"),
-    ("acks", "what is acknowledged has to be durable"),
-    ("request.required.acks", "what is acknowledged has to be durable"),
-    ("delivery.report.only.error", "Synapse asks for those reports that it needs"),
-    ("enable.auto.commit", "positions are committed with the effects of their events"),
-    ("enable.auto.offset.store", "positions are committed with the effects of their events"),
-    ("enable.partition.eof", "it is how the end of a topic is noticed"),
-    ("auto.offset.reset", "it is `start` of the pipeline; nothing is skipped silently"),
-    ("isolation.level", "events of transactions that were given up must not be read"),
-    ("allow.auto.create.topics", "topics are made as `topics` in the configuration says"),
-];
+use super::reach::{Away, Reach, plain, seconds};
 
 /// Largest record that is sent, in bytes, unless `message.max.bytes` says otherwise.
 pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
 /// How long an answer may take of a cluster that is known to be away.
-const AWAY_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(2);
 /// A member hears of a rebalance when its heartbeat is answered, and partitions that are handed over stand still until
 /// the last member has heard: so it beats more often than it has to in order to stay alive.
 const HEARTBEAT_EVERY_MAX: Duration = Duration::from_millis(500);
 
-/// How long a member may be busy before it counts as dead, if its lease is not longer: librdkafka's own default.
-const POLL_INTERVAL_MAX: Duration = Duration::from_secs(300);
-
-/// Why a property may not be set so, if it may not: the rest of a sentence, without the value, which may be a secret.
-pub fn refuses(property: &str, value: &str) -> Option<String> {
-    if let Some((_, why)) = OURS.iter().find(|(name, _)| *name == property) {
-        return Some(format!("is set by Synapse itself: {why}"));
-    }
-    let tried = ClientConfig::new().set(property, value).create_native_config();
-    tried.err().map(|error| match error {
-        KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..) => {
-            "is no property of librdkafka; its list of properties is CONFIGURATION.md in its repository".to_owned()
-        }
-        _ => "cannot have this value, says librdkafka; what it can have is in CONFIGURATION.md in its repository"
-            .to_owned(),
-    })
-}
+/// How long a member may be busy at least before it counts as dead: librdkafka's own default.
+const POLL_INTERVAL_MIN: Duration = Duration::from_secs(300);
 
 /// What every client of a cluster has in common.
 pub(super) struct Cluster {
@@ -79,6 +44,7 @@ pub(super) struct Cluster {
     pub(super) timeout: Duration,
     /// How long a member of a group counts as alive after it was last heard of.
     pub(super) lease: Duration,
+    /// By their canonical names, as all that is set here.
     pub(super) properties: BTreeMap<String, String>,
     pub(super) reach: Arc<Reach>,
 }
@@ -92,6 +58,7 @@ impl Cluster {
         lease: Duration,
         properties: BTreeMap<String, String>,
     ) -> Self {
+        let properties = properties.into_iter().map(|(name, value)| (canonical(&name).to_owned(), value)).collect();
         Self { broker, bootstrap, host, timeout, lease, properties, reach: Arc::default() }
     }
 
@@ -112,29 +79,21 @@ impl Cluster {
     /// For a member of a pipeline's group.
     pub(super) fn member(&self, group: &str) -> ClientConfig {
         let mut config = self.consumer(group);
-        let beat = HEARTBEAT_EVERY_MAX.min(self.lease / 5);
-        let poll_interval = POLL_INTERVAL_MAX.max(self.lease);
-        let [lease, beat, poll_interval] = [self.lease, beat, poll_interval].map(|time| time.as_millis().to_string());
-        // With the newer protocol (KIP-848) these are the server's to decide, and librdkafka refuses them.
-        if self.properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
-            self.set(
-                &mut config,
-                &[
-                    ("partition.assignment.strategy", "cooperative-sticky"),
-                    ("session.timeout.ms", &lease),
-                    ("heartbeat.interval.ms", &beat),
-                ],
-            );
+        if self.is_classic() {
+            self.set(&mut config, &[("partition.assignment.strategy", "cooperative-sticky")]);
         }
         let defaults = [
-            // It must not be shorter than the lease.
-            ("max.poll.interval.ms", poll_interval.as_str()),
             // New partitions are to be noticed soon. What is fetched before a partition is paused is for nothing.
             ("topic.metadata.refresh.interval.ms", "10000"),
             ("queued.max.messages.kbytes", "64"),
         ];
         self.set(&mut config, &defaults);
         config
+    }
+
+    /// With the newer group protocol (KIP-848) some things are the server's to decide, and librdkafka refuses them.
+    fn is_classic(&self) -> bool {
+        self.properties.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic"))
     }
 
     fn consumer(&self, group: &str) -> ClientConfig {
@@ -150,6 +109,13 @@ impl Cluster {
         for (name, value) in ours {
             config.set(name, value);
         }
+        let times = [self.lease, HEARTBEAT_EVERY_MAX.min(self.lease / 5), POLL_INTERVAL_MIN.max(self.lease)];
+        let [lease, beat, poll_interval] = times.map(|time| time.as_millis().to_string());
+        // Those who join no group have them, too, since librdkafka wants them to go together.
+        if self.is_classic() {
+            self.set(&mut config, &[("session.timeout.ms", &lease), ("heartbeat.interval.ms", &beat)]);
+        }
+        self.set(&mut config, &[("max.poll.interval.ms", &poll_interval)]);
         config
     }
 
@@ -176,7 +142,9 @@ impl Cluster {
         // Only failures are told of, one by one.
         config.set("transactional.id", id).set("delivery.report.only.error", "true");
         let timeout = (3 * self.timeout).as_millis().to_string();
-        self.set(&mut config, &[("transaction.timeout.ms", timeout.as_str())]);
+        // It must not be shorter than that of a delivery.
+        let delivery = self.properties.get("delivery.timeout.ms").unwrap_or(&timeout);
+        self.set(&mut config, &[("transaction.timeout.ms", delivery)]);
         config
     }
 
@@ -224,6 +192,24 @@ impl Cluster {
         }
     }
 
+    /// Why the cluster cannot be used just now, if it is known to be away.
+    pub(super) fn away(&self) -> Option<String> {
+        self.reach.away().map(|away| self.tell(&away))
+    }
+
+    pub(super) fn tell(&self, away: &Away) -> String {
+        let (bootstrap, time) = (&self.bootstrap, seconds(away.since.elapsed()));
+        match &away.why {
+            Some((code, reason)) if meaning(*code).0 == BrokerErrorKind::Refused => {
+                format!("no server at {bootstrap} has let the host in for {time} ({})", plain(reason, bootstrap))
+            }
+            Some((_, reason)) => {
+                format!("no server at {bootstrap} could be reached for {time} ({})", plain(reason, bootstrap))
+            }
+            None => format!("no server at {bootstrap} could be reached for {time}"),
+        }
+    }
+
     /// How long a question may take: little, of a cluster that is known to be away.
     pub(super) fn patience(&self) -> Duration {
         if self.reach.is_away() { self.timeout.min(AWAY_TIMEOUT) } else { self.timeout }
@@ -249,9 +235,10 @@ impl Cluster {
     /// librdkafka could not do something.
     pub(super) fn failed(&self, doing: &str, error: &KafkaError) -> BrokerError {
         match (error, error.rdkafka_error_code()) {
-            (KafkaError::ClientConfig(_, reason, name, _), _) => self.invalid(format_args!(
-                "could not {doing}: the property `{name}` of the client is refused ({reason}); mend it in the \
-                 broker's `client` table"
+            // The reason that librdkafka gives has the value in it.
+            (KafkaError::ClientConfig(_, _, name, _), _) => self.invalid(format_args!(
+                "could not {doing}: librdkafka refuses the property `{name}` of the client; mend it in the broker's \
+                 `client` table"
             )),
             (KafkaError::ClientCreation(reason), _) => self.invalid(format_args!(
                 "could not {doing}: librdkafka refuses its configuration ({reason}); mend the broker's `client` table"
@@ -391,6 +378,8 @@ impl ConsumerContext for Context {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     fn cluster(properties: &[(&str, &str)]) -> Cluster {
@@ -406,20 +395,35 @@ mod tests {
         assert_eq!(cluster.member("p").get("max.poll.interval.ms"), Some("60000"));
         assert_eq!(cluster.member("p").get("session.timeout.ms"), Some("15000"));
         assert_eq!(cluster.member("p").get("heartbeat.interval.ms"), Some("500"));
-        assert!(refuses("group.id", "p").is_some() && refuses("session.timeout.ms", "6000").is_some());
-        assert_eq!(refuses("sasl.password", "secret"), None);
-        assert!(refuses("compresion.type", "lz4").unwrap().starts_with("is no property"));
-        let wrong = refuses("compression.type", "zzz").unwrap();
-        assert!(wrong.starts_with("cannot have this value") && !wrong.contains("zzz"), "{wrong}");
     }
 
     #[test]
     fn what_librdkafka_would_refuse_is_found_without_a_server() {
-        cluster(&[("compression.type", "lz4"), ("group.protocol", "consumer")]).check().unwrap();
-        let error = cluster(&[("max.poll.interval.ms", "5000")]).check().unwrap_err();
+        cluster(&[("compression.codec", "lz4"), ("group.protocol", "Consumer")]).check().unwrap();
+        cluster(&[("message.timeout.ms", "60000"), ("max.poll.interval.ms", "15000")]).check().unwrap();
+        let error = cluster(&[("max.poll.interval.ms", "14999")]).check().unwrap_err();
         assert!(error.message.contains("max.poll.interval.ms"), "{error}");
         let error = cluster(&[("security.protocol", "ssl"), ("ssl.ca.location", "/no/such")]).check().unwrap_err();
         assert!(error.message.contains("ssl.ca.location"), "{error}");
+    }
+
+    #[test]
+    fn a_property_that_has_several_names_replaces_its_default() {
+        let config = cluster(&[("message.timeout.ms", "5000"), ("topic.queue.buffering.max.ms", "9")]).producer();
+        let names = ["delivery.timeout.ms", "message.timeout.ms", "linger.ms", "queue.buffering.max.ms"];
+        assert_eq!(names.map(|name| config.get(name)), [Some("5000"), None, Some("9"), None]);
+    }
+
+    #[test]
+    fn little_is_waited_for_a_cluster_that_is_away() {
+        let cluster = cluster(&[]);
+        assert_eq!((cluster.patience(), cluster.away()), (cluster.timeout, None));
+        cluster.reach.is_away_since(Instant::now());
+        assert_eq!(cluster.patience(), AWAY_TIMEOUT);
+        assert_eq!(cluster.away().unwrap(), "no server at h:9092 could be reached for 0 s");
+        cluster.reach.note(RDKafkaErrorCode::Authentication, "h:9092/1: SASL authentication error: no");
+        let refused = "no server at h:9092 has let the host in for 0 s (SASL authentication error: no)";
+        assert_eq!(cluster.away().unwrap(), refused);
     }
 
     #[test]
@@ -440,7 +444,7 @@ mod tests {
         assert_eq!(error.kind, BrokerErrorKind::Refused);
         assert!(error.message.contains("Authentication failed") && !error.message.contains("secret"), "{error}");
         // Of whom the cluster knows already it is one server's complaint.
-        cluster.reach.has_answered();
+        cluster.reach.has_answered(Instant::now());
         let error = cluster.failed("look", &timed_out);
         assert_eq!(error.kind, BrokerErrorKind::Unavailable);
         assert!(error.message.contains("Authentication failed"), "{error}");

@@ -442,7 +442,9 @@ impl Committer for LaneCommitter {
         }
         let at = effects.boundary.as_ref().map(|boundary| boundary.from);
         let note = Note { boundary: at.or(self.note.boundary), ..self.note.clone() };
+        let asked = tokio::time::Instant::now();
         self.lane.transact(outputs, effects.boundary.clone(), next, note.to_string()).await?;
+        shared.topics.cluster.reach.has_answered(asked);
         (self.next, self.note) = (next, note);
         if let Some(boundary) = &effects.boundary {
             shared.changelog.committed(&self.lane.key, boundary).await;

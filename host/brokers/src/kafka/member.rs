@@ -162,7 +162,7 @@ impl Group {
     pub(super) async fn committed(&self, places: &[(TopicName, u32)]) -> Result<Vec<Committed>, BrokerError> {
         let places: Vec<(String, i32)> =
             places.iter().map(|(topic, partition)| (topic.to_string(), native(*partition))).collect();
-        let (consumer, timeout) = (Arc::clone(self.consumer()), self.cluster.patience());
+        let (consumer, timeout) = (Arc::clone(self.consumer()), self.cluster.timeout);
         let asked = move || -> KafkaResult<Vec<Committed>> {
             let mut list = TopicPartitionList::with_capacity(places.len());
             for (topic, partition) in &places {

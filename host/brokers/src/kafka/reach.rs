@@ -1,54 +1,74 @@
-//! Whether the cluster can be reached, and what librdkafka said last about why it cannot go on.
+//! Whether the cluster can be reached, and what librdkafka said last about why it cannot.
 //!
-//! librdkafka tells each client when none of its servers can be reached, never that one can again. So the first such
-//! word marks the cluster as away for all of the host, and it is asked from then on until it answers. This module does
-//! not know what is asked.
+//! librdkafka tells a client when none of its servers can be reached, never that one can again, and it tells the same of
+//! a server that only closed a connection. So its word is a suspicion: the cluster is asked then, and only if it does not
+//! answer it counts as away, for all of the host, until something is answered. This module does not know what is asked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 use synapse_core::BrokerName;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-/// How long a reason that librdkafka gives counts as the reason of what fails now.
-const RECENT: Duration = Duration::from_secs(30);
-/// How often a cluster that is away is asked whether it is there again.
+/// How long a reason that librdkafka gives counts as the reason of what fails now. It says the same again after half of
+/// that.
+const RECENT: Duration = Duration::from_secs(60);
+/// How often a cluster that is away is asked whether it is there again, and one that is suspected of it.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// After how long it is said again that it is away; then after twice as long, and so on.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// What all clients of a cluster know together of whether it is there.
+/// What the clients of a cluster know together of whether it is there.
 #[derive(Default)]
 pub(super) struct Reach {
     /// A call that fails often only says that it took too long; why, librdkafka said before.
     last: Mutex<Option<(Instant, RDKafkaErrorCode, String)>>,
     /// Whether the cluster has answered since the host began.
     answered: AtomicBool,
+    suspected: Notify,
     away_since: watch::Sender<Option<Instant>>,
 }
 
+/// A cluster that is away.
+pub(super) struct Away {
+    pub(super) since: Instant,
+    /// Why, as librdkafka says, if it does.
+    pub(super) why: Option<(RDKafkaErrorCode, String)>,
+}
+
 impl Reach {
+    fn last(&self) -> MutexGuard<'_, Option<(Instant, RDKafkaErrorCode, String)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// librdkafka complains.
     pub(super) fn note(&self, code: RDKafkaErrorCode, reason: &str) {
-        let all_down = code == RDKafkaErrorCode::AllBrokersDown;
-        if !matches!(code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::PartitionEOF) {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_about_reaching(code) {
+            let mut last = self.last();
+            let knows_more = last.as_ref().is_some_and(|(at, ..)| at.elapsed() < RECENT);
             // That the others are away as well says less than why one is.
-            if !all_down || last.as_ref().is_none_or(|(at, ..)| at.elapsed() >= RECENT) {
+            if code != RDKafkaErrorCode::AllBrokersDown || !knows_more {
                 *last = Some((Instant::now(), code, reason.to_owned()));
             }
         }
-        if all_down {
-            self.away_since.send_if_modified(|since| since.replace(since.unwrap_or_else(Instant::now)).is_none());
+        if code == RDKafkaErrorCode::AllBrokersDown {
+            self.suspected.notify_one();
         }
     }
 
-    /// The cluster has answered something that only those are told whom it lets in.
-    pub(super) fn has_answered(&self) {
+    /// The cluster has answered what was asked at `asked`, and what only those are told whom it lets in.
+    pub(super) fn has_answered(&self, asked: Instant) {
         self.answered.store(true, Ordering::Relaxed);
-        self.away_since.send_if_modified(|since| since.take().is_some());
+        if self.is_away() {
+            self.away_since.send_if_modified(|since| since.take_if(|since| *since <= asked).is_some());
+        }
+    }
+
+    pub(super) fn is_away_since(&self, since: Instant) {
+        self.away_since.send_replace(Some(since));
     }
 
     pub(super) fn was_ever_there(&self) -> bool {
@@ -59,55 +79,75 @@ impl Reach {
         self.away_since.borrow().is_some()
     }
 
-    /// For how long it has been away, and why, if it is.
-    pub(super) fn away(&self) -> Option<(Duration, String)> {
+    pub(super) fn away(&self) -> Option<Away> {
         let since = (*self.away_since.borrow())?;
-        let why =
-            self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, _, reason)| reason.clone());
-        Some((since.elapsed(), why.unwrap_or_default()))
+        Some(Away { since, why: self.recent() })
     }
 
     /// What librdkafka complained of a moment ago.
     pub(super) fn recent(&self) -> Option<(RDKafkaErrorCode, String)> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last();
         let (at, code, reason) = last.as_ref()?;
         (at.elapsed() < RECENT).then(|| (*code, reason.clone()))
     }
 
-    /// Asks a cluster that is away until it answers; says so when it goes, when it comes, and now and then between.
-    pub(super) async fn watch<A: Future<Output = bool>>(
+    /// Asks a cluster that is suspected to be away, and one that is until it answers; says so when it goes, when it comes,
+    /// and now and then between. `quickly` tells whether there is an answer at once; `patiently` waits for one as long as
+    /// may be, and whoever asks notes it. `tell` makes a sentence of it.
+    pub(super) async fn watch<Q: Future<Output = bool>, P: Future<Output = ()>>(
         &self,
         broker: &BrokerName,
-        bootstrap: &str,
-        answers: impl Fn() -> A,
+        quickly: impl Fn() -> Q,
+        patiently: impl Fn() -> P,
+        tell: impl Fn(&Away) -> String,
     ) {
         let mut changes = self.away_since.subscribe();
-        // The sender is ours.
-        while changes.wait_for(Option::is_some).await.is_ok() {
-            let (begun, mut say_at) = (Instant::now(), SAY_AGAIN);
-            // For a moment a server that restarts is away, too. If it is more, the reason is known by then.
-            if answers().await {
-                self.has_answered();
+        loop {
+            self.suspected.notified().await;
+            let suspected = Instant::now();
+            if quickly().await {
+                tokio::time::sleep(ASK_EVERY).await;
                 continue;
             }
-            let why = || plain(&self.away().map_or_else(String::new, |(_, why)| why), bootstrap);
-            tracing::warn!(%broker, bootstrap, why = %why(), "none of the servers can be reached; they are tried again until one can");
-            tokio::time::sleep(ASK_EVERY).await;
-            while self.is_away() && !answers().await {
-                if begun.elapsed() >= say_at {
-                    tracing::warn!(%broker, bootstrap, why = %why(), away = ?whole_seconds(begun), "still none of the servers can be reached");
-                    say_at *= 2;
+            self.is_away_since(suspected);
+            let mut say_at = Duration::ZERO;
+            while let Some(away) = self.away() {
+                if away.since.elapsed() >= say_at {
+                    let how = tell(&away);
+                    tracing::warn!(%broker, "{how}; it is tried again");
+                    say_at = SAY_AGAIN.max(say_at * 2);
                 }
-                tokio::time::sleep(ASK_EVERY).await;
+                patiently().await;
+                // The sender is ours. A cluster that is back is noticed at once, whoever asked.
+                let _ = tokio::time::timeout(ASK_EVERY, changes.wait_for(Option::is_none)).await;
             }
-            self.has_answered();
-            tracing::info!(%broker, bootstrap, away = ?whole_seconds(begun), "the servers can be reached again");
+            tracing::info!(%broker, "it can be reached again, after {}", seconds(suspected.elapsed()));
         }
     }
 }
 
-fn whole_seconds(since: Instant) -> Duration {
-    Duration::from_secs(since.elapsed().as_secs())
+/// Whether an error says why a server cannot be reached, or does not let us in.
+fn is_about_reaching(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::SSL
+            | Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::IllegalSASLState
+            | Code::SecurityDisabled
+            | Code::ClusterAuthorizationFailed
+    )
+}
+
+/// Whole seconds, for people.
+pub(super) fn seconds(time: Duration) -> String {
+    format!("{} s", time.as_secs())
 }
 
 /// What librdkafka gives as a reason, without its own affairs and without the server's name if that is the only one:
@@ -118,8 +158,8 @@ pub(super) fn plain(reason: &str, bootstrap: &str) -> String {
         Some(at) if reason.ends_with(')') => &reason[..at],
         _ => reason,
     };
-    let reason =
-        ["GroupCoordinator: ", "TxnCoordinator: "].iter().find_map(|part| reason.strip_prefix(part)).unwrap_or(reason);
+    let mut roles = ["GroupCoordinator: ", "TxnCoordinator: "].iter();
+    let reason = roles.find_map(|role| reason.strip_prefix(role)).unwrap_or(reason);
     let (server, what) = match reason.split_once(": ") {
         // `scheme://host:port/id`, of which only host and port are always there.
         Some((server, what)) if server.contains(':') && !server.contains(' ') => {
@@ -137,6 +177,8 @@ pub(super) fn plain(reason: &str, bootstrap: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
 
     #[test]
@@ -158,27 +200,71 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_cluster_that_is_away_is_asked_until_it_answers() {
+    async fn why_a_server_is_away_outlives_that_all_are() {
+        let reach = Reach::default();
+        reach.note(RDKafkaErrorCode::BrokerTransportFailure, "refused");
+        reach.note(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
+        reach.note(RDKafkaErrorCode::AutoOffsetReset, "no offset");
+        assert_eq!(reach.recent().unwrap().1, "refused");
+        tokio::time::advance(RECENT).await;
+        assert_eq!(reach.recent(), None);
+        reach.note(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
+        assert_eq!(reach.recent().unwrap().1, "1/1 brokers are down");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_answer_to_what_was_asked_since_counts() {
+        let reach = Reach::default();
+        let before = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        reach.is_away_since(Instant::now());
+        reach.has_answered(before);
+        assert!(reach.is_away() && reach.was_ever_there());
+        reach.has_answered(Instant::now());
+        assert!(!reach.is_away());
+    }
+
+    /// A cluster that goes for 200 s and answers slowly then: what is asked, and what is said.
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_that_is_suspected_is_asked_and_one_that_is_away_until_it_answers() {
         let (reach, broker) = (Reach::default(), "k".parse().unwrap());
-        let asked = std::cell::Cell::new(0);
-        let answers = || {
+        let (is_there, asked, said) = (Cell::new(true), Cell::new(0), RefCell::new(Vec::new()));
+        let quickly = async || {
             asked.set(asked.get() + 1);
-            std::future::ready(asked.get() == 3)
+            is_there.get()
         };
-        let watched = async {
-            tokio::time::timeout(Duration::from_secs(60), reach.watch(&broker, "h:9092", answers)).await.unwrap_err();
+        let patiently = async || {
+            let begun = Instant::now();
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            if is_there.get() {
+                reach.has_answered(begun);
+            }
+        };
+        let tell = |away: &Away| {
+            said.borrow_mut().push(away.since.elapsed().as_secs());
+            String::new()
         };
         let goes = async {
-            reach.note(RDKafkaErrorCode::BrokerTransportFailure, "h:9092/1: Disconnected");
-            assert!(!reach.is_away(), "one server is not all");
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            assert_eq!(asked.get(), 0);
-            reach.note(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
-            assert_eq!(reach.away().unwrap().1, "h:9092/1: Disconnected");
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            assert!(!reach.is_away() && reach.was_ever_there());
+            let pass = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+            pass(10).await;
+            assert_eq!(asked.get(), 0, "nobody asks what nobody doubts");
+            reach.note(RDKafkaErrorCode::BrokerTransportFailure, "one of several");
+            pass(10).await;
+            reach.note(RDKafkaErrorCode::AllBrokersDown, "a connection that was idle");
+            pass(10).await;
+            assert_eq!((asked.get(), reach.is_away()), (1, false), "it was there");
+            is_there.set(false);
+            reach.note(RDKafkaErrorCode::AllBrokersDown, "all");
+            pass(200).await;
+            assert!(reach.is_away());
+            is_there.set(true);
+            pass(20).await;
+            assert!(!reach.is_away(), "an answer that takes long is one");
         };
-        tokio::join!(watched, goes);
-        assert_eq!(asked.get(), 3, "one that is there is not asked");
+        tokio::select! {
+            () = reach.watch(&broker, quickly, patiently, tell) => {}
+            () = goes => {}
+        }
+        assert_eq!(*said.borrow(), [0, 60, 120], "at once, and then less and less often");
     }
 }

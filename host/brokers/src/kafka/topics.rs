@@ -84,15 +84,30 @@ impl Topics {
         doing: &str,
         question: impl FnOnce(&BaseConsumer<Context>, Duration) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        let (consumer, timeout) = (Arc::clone(&self.consumer), self.cluster.patience());
+        self.ask_for(doing, self.cluster.patience(), question).await
+    }
+
+    /// As [`Topics::ask`], with so much time.
+    async fn ask_for<T: Send + 'static>(
+        &self,
+        doing: &str,
+        timeout: Duration,
+        question: impl FnOnce(&BaseConsumer<Context>, Duration) -> KafkaResult<T> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let (consumer, asked) = (Arc::clone(&self.consumer), tokio::time::Instant::now());
         let answer = tokio::task::spawn_blocking(move || question(&consumer, timeout)).await;
         let answer = answer.map_err(|panic| self.cluster.error(BrokerErrorKind::Unavailable, panic))?;
-        answer.inspect(|_| self.cluster.reach.has_answered()).map_err(|error| self.cluster.failed(doing, &error))
+        answer.inspect(|_| self.cluster.reach.has_answered(asked)).map_err(|error| self.cluster.failed(doing, &error))
     }
 
     /// Whether the cluster answers.
     pub(super) async fn health(&self) -> Result<(), BrokerError> {
-        self.ask("see whether it is there", |consumer, timeout| {
+        self.health_within(self.cluster.patience()).await
+    }
+
+    /// As [`Topics::health`], with so much time.
+    pub(super) async fn health_within(&self, time: Duration) -> Result<(), BrokerError> {
+        self.ask_for("see whether it is there", time, |consumer, timeout| {
             // Of a topic that is not there only the servers are told, which is all that is wanted.
             consumer.fetch_metadata(Some("synapse.health"), timeout).map(drop)
         })

@@ -6,8 +6,7 @@
 //! What a trim removed before it was read is counted exactly on servers that tell how many entries were ever added
 //! (7.0): at a place behind which nothing was read yet and before which nothing is kept, or at the end of the stream,
 //! that number says how many entries lie before the place; what we did not read of them is lost. That is asked together
-//! with a request, once a second and whenever we were away for a moment, as a trim finds us behind then. Entries that
-//! someone deleted by hand before they were read count as well.
+//! with a request, at most once a second. Entries that someone deleted by hand before they were read count as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +27,8 @@ use super::wire::Wire;
 
 /// How long a request waits on the server for entries, in milliseconds.
 const BLOCK_MS: u64 = 5_000;
-/// How often a stream that is read without a pause is asked whether something was lost.
+/// How often the stream is asked whether something was lost, at most.
 const LOSS_CHECK_EVERY: Duration = Duration::from_secs(1);
-/// After how long without a request it is asked with the next one.
-const AWAY: Duration = Duration::from_millis(100);
 
 /// Reads a stream; see the module's page.
 pub(super) struct StreamSource {
@@ -111,7 +108,7 @@ impl StreamSource {
 
     async fn request(&mut self, limit: BatchLimit) -> Result<(), BrokerError> {
         let key = self.key.as_bytes();
-        let checks = self.losses.due(self.asked.elapsed());
+        let checks = self.losses.due();
         if checks {
             command(&mut self.wire.outbox, &[b"XINFO", b"STREAM", key]);
         }
@@ -279,9 +276,8 @@ struct Losses {
 }
 
 impl Losses {
-    /// Whether to ask now, where the last request was sent so long ago.
-    fn due(&mut self, away: Duration) -> bool {
-        let due = away >= AWAY || self.checked.is_none_or(|checked| checked.elapsed() >= LOSS_CHECK_EVERY);
+    fn due(&mut self) -> bool {
+        let due = self.checked.is_none_or(|checked| checked.elapsed() >= LOSS_CHECK_EVERY);
         if due {
             self.checked = Some(Instant::now());
         }

@@ -162,3 +162,22 @@ fn history(history: &History, out: &mut Output) -> std::io::Result<()> {
     }
     out.table(["LANE", "FROM", "STAGES AND THEIR PLUGINS' DIGESTS"], rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_that_is_asked_is_named_as_such() {
+        let at = |owner: Option<&str>| Lane {
+            partition: "k/t/0".to_owned(),
+            health: "running".to_owned(),
+            owner: owner.map(str::to_owned),
+            reason: None,
+            committed: None,
+            lag: None,
+        };
+        let owner = |host| lane(&at(host), "one")[1].clone();
+        assert_eq!([owner(Some("one")), owner(Some("two")), owner(None)], ["one (this host)", "two", "-"]);
+    }
+}

@@ -11,7 +11,6 @@ use synapse_core::spec::{PipelineSpec, ReadMode};
 use synapse_core::stage::{PluginError, PluginInfo, PluginKind, PluginLoader};
 use synapse_runtime::{Runtime, RuntimeOptions};
 
-use crate::brokers;
 use crate::client::Output;
 use crate::config::{self, BrokerSpec, HostSpec};
 
@@ -21,7 +20,6 @@ use crate::config::{self, BrokerSpec, HostSpec};
 /// A configuration that is wrong, or plugins that cannot be used: all of them.
 pub async fn run(file: &Path, out: &mut Output) -> anyhow::Result<()> {
     let spec = config::load(file)?;
-    spec.brokers.iter().try_for_each(|(name, broker)| brokers::check(name, broker))?;
     let runtime = Runtime::new(RuntimeOptions::default())?;
     let mut problems = Vec::new();
     for pipeline in &spec.pipelines {
@@ -71,6 +69,9 @@ fn print(
     });
     let promise = if guarantee.exactly_once { "exactly-once" } else { "at-least-once" };
     let order = match pipeline.read {
+        ReadMode::Cursor if reads_alone(spec, pipeline) => {
+            "order is kept per key, and no other host can share the work, for the embedded log and memory are one host's alone"
+        }
         ReadMode::Cursor => "order is kept per key",
         ReadMode::Group => "order is kept per key only within this host, for `read = \"group\"` shares the work",
     };
@@ -108,6 +109,12 @@ fn print(
     }
     out.line(format!("  dead letters: {}", pipeline.dead_letters))?;
     Ok(out.line(format!("  {promise}: {}; {order}", guarantee.why))?)
+}
+
+/// Whether the pipeline reads what only this host can.
+fn reads_alone(spec: &HostSpec, pipeline: &PipelineSpec) -> bool {
+    let alone = |broker| matches!(spec.brokers.get(broker), Some(BrokerSpec::Embedded | BrokerSpec::Memory));
+    pipeline.from.iter().all(|topic| alone(&topic.broker))
 }
 
 fn stage_json(loaded: &Loaded) -> serde_json::Value {

@@ -9,7 +9,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 
-use synapse_brokers::kafka;
+use synapse_brokers::kafka::{self, KafkaBroker, KafkaOptions};
 use synapse_core::spec::{
     Encoding, InstanceMode, OnError, PipelineSpec, PluginRef, ReadMode, Retention, RoutePattern, SinkSpec, StageLimits,
     StageSpec, Start, TopicSpec,
@@ -135,7 +135,16 @@ impl Check<'_, '_> {
         }
         let lease = self.lease(broker.lease, key, Duration::from_secs(1));
         let exactly_once = broker.delivery.here().is_none_or(|word| word.value.0 == raw::Delivery::ExactlyOnce);
-        let client = self.properties(broker.client, &joined(key, "client"));
+        let (client_key, client_place) = (joined(key, "client"), broker.client.place());
+        let client = self.properties(broker.client, &client_key);
+        if let (Some(place), Some(client)) = (client_place, &client) {
+            // Of properties that are fine each for itself librdkafka may not take all together, or with this lease.
+            let options = KafkaOptions { lease, client: client.expose().clone(), ..KafkaOptions::new("") };
+            let name = "kafka".parse().expect("it is a valid name");
+            if let Err(error) = KafkaBroker::check(name, options) {
+                self.reader.problem(place, &client_key, error.message);
+            }
+        }
         let bootstrap = broker.bootstrap.here()?;
         let servers = || bootstrap.value.value.split(',').map(str::trim);
         if !servers().all(is_server) {
@@ -143,7 +152,7 @@ impl Check<'_, '_> {
             self.reader.problem(bootstrap.place, &format!("{key}.bootstrap"), message);
             return None;
         }
-        let bootstrap = servers().collect::<Vec<_>>().join(",");
+        let (bootstrap, client) = (servers().collect::<Vec<_>>().join(","), client?);
         Some(BrokerSpec::Kafka(KafkaSpec { bootstrap, lease, exactly_once, client }))
     }
 
@@ -152,16 +161,26 @@ impl Check<'_, '_> {
         self.bounded(lease, &format!("{key}.lease"), range).unwrap_or(Duration::from_secs(15))
     }
 
-    /// Values are never shown: they may be secrets.
-    fn properties(&mut self, client: Key<raw::Properties>, key: &str) -> ClientProperties {
+    /// The properties by their canonical names, unless one is wrong. Values are never shown: they may be secrets.
+    fn properties(&mut self, client: Key<raw::Properties>, key: &str) -> Option<ClientProperties> {
         let mut all = BTreeMap::new();
+        let mut complete = true;
         for (At { value: name, place }, text) in client.here().map_or(Vec::new(), |client| client.value.0) {
-            if let Some(why) = kafka::refuses(&name, &text.value) {
+            let canonical = kafka::canonical(&name).to_owned();
+            // Of files, as everywhere here.
+            let is_file = canonical.ends_with(".location") && text.value != "probe" && !text.value.is_empty();
+            let value = if is_file { self.base.join(text.value).to_string_lossy().into_owned() } else { text.value };
+            let wrong = match kafka::refuses(&name, &value) {
+                None if all.contains_key(&canonical) => Some(format!("is set twice: it is also called {canonical:?}")),
+                wrong => wrong,
+            };
+            if let Some(why) = wrong {
                 self.reader.problem(place, &joined(key, &name), why);
+                complete = false;
             }
-            all.insert(name, text.value);
+            all.insert(canonical, value);
         }
-        ClientProperties(all)
+        complete.then_some(ClientProperties(all))
     }
 
     /// One server or a cluster.

@@ -47,6 +47,9 @@ pub(super) async fn ready(State(host): State<Host>) -> Response {
 /// Which brokers cannot be reached or take no writes.
 async fn brokers_away(host: &Host) -> Vec<String> {
     let asked = host.api.0.brokers.all().into_iter().map(|broker| async move {
+        if let Some(why) = broker.away() {
+            return Some(format!("broker `{}`: {why}", broker.name()));
+        }
         match timeout(BROKER_WAIT, broker.health()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),

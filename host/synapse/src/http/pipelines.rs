@@ -109,12 +109,12 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
     }
 }
 
-/// Why the pipeline waits, if a broker that it reads or writes is known to be away.
+/// Why the pipeline waits, if a broker that its `from`, `to` or `dead-letters` names is known to be away.
 fn away(host: &Host, spec: &PipelineSpec) -> Option<String> {
     let written = spec.to.iter().map(|sink| &sink.topic).chain([&spec.dead_letters]);
-    let mut brokers: Vec<_> = spec.from.iter().chain(written).map(|topic| &topic.broker).collect();
-    brokers.dedup();
-    brokers.into_iter().find_map(|name| host.api.0.brokers.get(name).ok()?.away())
+    let brokers = spec.from.iter().chain(written).map(|topic| &topic.broker);
+    let away = |name| Some(format!("broker `{name}`: {}", host.api.0.brokers.get(name).ok()?.away()?));
+    brokers.into_iter().find_map(away)
 }
 
 fn lane(partition: &TopicPartition, status: &LaneStatus) -> view::Lane {

@@ -162,8 +162,9 @@ pub struct Pipeline {
     /// Who owns it.
     pub tenant: String,
     /// The host that tells this, as it is called where lanes have owners.
+    #[serde(default)]
     pub host: String,
-    /// `starting`, `running`, `waiting` (for a broker that cannot be reached), `stopped` or `ended`.
+    /// `starting`, `running`, `waiting` (for a Kafka that cannot be reached), `stopped` or `ended`.
     pub state: String,
     /// Why it stopped or waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

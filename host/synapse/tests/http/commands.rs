@@ -7,6 +7,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use synapse::client::{Client, Output, output, pipeline, publish, tail, topic};
 use synapse_core::Event;
+use synapse_core::broker::BrokerErrorKind;
 use tokio::net::TcpListener;
 
 use crate::reading::with_pipelines;
@@ -300,6 +301,29 @@ async fn tables_show_topics_and_pipelines() {
         ran.result.unwrap();
     }
     insta::assert_snapshot!("tables", all);
+}
+
+#[tokio::test]
+async fn what_is_away_and_what_is_not_exact_are_told() {
+    let brokers = vec![Odd::broker("odd", None), Odd::broker("far", Some(BrokerErrorKind::Unreachable))];
+    let host = Host::with(Extras { brokers, ..Extras::default() }).await;
+    host.apply(vec![pipeline("waits", "far/in", "out", "keep-all")]).await;
+    host.pipeline_until("waits", |status| status.refused.is_some()).await;
+    let mut all = String::new();
+    for words in [["topic", "list"], ["pipeline", "list"]] {
+        let ran = run(&host, &words).await;
+        all.push_str(&format!("{}{}\n", ran.out, ran.notes));
+        ran.result.unwrap();
+    }
+    insta::assert_snapshot!(all, @r"
+    TOPIC      PARTITIONS  EVENTS  SIZE
+    odd/mixed  1           ≤ 3     -
+    not listed: broker `far`: it says no
+
+    PIPELINE  STATE    LANES HERE  GUARANTEE      FROM    TO
+    waits     waiting  0/0         at-least-once  far/in  local/out
+    waits waits: broker `far`: nobody is there
+    ");
 }
 
 #[tokio::test]

@@ -82,6 +82,7 @@ async fn every_problem_is_one_clear_sentence() {
         ("POST", "/v1/topics/x/events?broker=away", &lines, &good),
         ("POST", "/v1/topics/x/events?broker=far", &lines, &good),
         ("POST", "/v1/topics/far/x/events", &lines, &good),
+        ("GET", "/v1/topics/x/evnts", &[], ""),
     ];
     let mut all = String::new();
     for (method, path, headers, body) in cases {

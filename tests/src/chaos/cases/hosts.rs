@@ -113,7 +113,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "host-dies-redis",
         route: "redis → same redis, by cursor, two hosts",
-        what: "one of the hosts is killed (kill -9) and stays away, and the other takes its partitions over; times run from the kill",
+        what: "one of the hosts is killed (kill -9) and not started again until the other has its partitions; times run from the kill",
         promise: Promise::EXACTLY_ONCE,
         scene: || {
             let server = RedisServer::start()?;
@@ -124,7 +124,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "host-dies-kafka",
         route: "kafka → same kafka, two hosts",
-        what: "one of the hosts is killed (kill -9) and stays away, and the other takes its partitions over; times run from the kill",
+        what: "one of the hosts is killed (kill -9) and not started again until the other has its partitions; times run from the kill",
         promise: Promise::EXACTLY_ONCE,
         scene: || Ok(Scene::kafka(Kafka::shared()).lease("1s").hosts(2).fault(one_dies_after_the_other)),
     },

@@ -158,7 +158,8 @@ fn what_is_left_out_has_a_default() {
 fn a_kafka_broker_has_properties_whose_values_are_not_printed() {
     let spec = accepted(
         "[brokers.k]\nkind = \"kafka\"\nbootstrap = \"h:9092, g:9092\"\n[brokers.k.client]\nlinger.ms = 5\n\
-         \"enable.ssl.certificate.verification\" = false\nsasl.password = \"${SECRET}\"",
+         \"enable.ssl.certificate.verification\" = false\nsasl.password = \"${SECRET}\"\n\
+         ssl.ca.location = \"ca.pem\"",
     );
     let BrokerSpec::Kafka(super::super::KafkaSpec { bootstrap, lease, exactly_once, client }) =
         &spec.brokers[&"k".parse().unwrap()]
@@ -167,8 +168,12 @@ fn a_kafka_broker_has_properties_whose_values_are_not_printed() {
     };
     assert_eq!((bootstrap.as_str(), *lease, *exactly_once), ("h:9092,g:9092", Duration::from_secs(15), true));
     let properties: Vec<_> = client.expose().iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let expected =
-        [("enable.ssl.certificate.verification", "false"), ("linger.ms", "5"), ("sasl.password", "hunter2!")];
+    let expected = [
+        ("enable.ssl.certificate.verification", "false"),
+        ("linger.ms", "5"),
+        ("sasl.password", "hunter2!"),
+        ("ssl.ca.location", "/etc/synapse/ca.pem"),
+    ];
     assert_eq!(properties, expected);
     assert!(!format!("{spec:?}").contains("hunter2"));
 }

@@ -13,7 +13,7 @@ fn env(name: &str) -> Option<String> {
         "TOPIC" => "bus/model-events",
         "HOST" => "redis.example",
         "EMPTY" => "",
-        "SECRET" => "hunter2!",
+        "SECRET" | "KAFKA_PASSWORD" => "hunter2!",
         "SECRET_TOPIC" => "hunter2/events",
         "SECRET_NAME" => "hunter2",
         _ => return None,

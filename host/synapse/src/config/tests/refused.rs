@@ -920,6 +920,7 @@ url = "redis://h"
 [brokers.k.client]
 group.id = "mine"
 "isolation.level" = "read_uncommitted"
+"topic.auto.offset.reset" = "latest"
 "linger.ms" = 1.5
 sasl.password = "${SECRET}"
 compresion.type = "lz4"
@@ -940,13 +941,32 @@ client = {}
     synapse.toml:6: brokers.k.url: is for Redis brokers only
     synapse.toml:8: brokers.k.client."group.id": is set by Synapse itself: a pipeline's group has the pipeline's name
     synapse.toml:9: brokers.k.client."isolation.level": is set by Synapse itself: events of transactions that were given up must not be read
-    synapse.toml:10: brokers.k.client."linger.ms": must be a string, an integer or a boolean, not a float
-    synapse.toml:12: brokers.k.client."compresion.type": is no property of librdkafka; its list of properties is CONFIGURATION.md in its repository
-    synapse.toml:13: brokers.k.client."compression.type": cannot have this value, says librdkafka; what it can have is in CONFIGURATION.md in its repository
-    synapse.toml:14: brokers.k.client."session.timeout.ms": is set by Synapse itself: it is `lease` of the broker
-    synapse.toml:15: brokers.j: a Kafka broker needs the key "bootstrap", for example "127.0.0.1:9092"
-    synapse.toml:20: brokers.r.bootstrap: is for Kafka brokers only
-    synapse.toml:21: brokers.r.client: is for Kafka brokers only
+    synapse.toml:10: brokers.k.client."topic.auto.offset.reset": is set by Synapse itself: it is `start` of the pipeline; nothing is skipped silently
+    synapse.toml:11: brokers.k.client."linger.ms": must be a string, an integer or a boolean, not a float
+    synapse.toml:13: brokers.k.client."compresion.type": is no property of librdkafka; see https://docs.confluent.io/platform/current/clients/librdkafka/html/md_CONFIGURATION.html
+    synapse.toml:14: brokers.k.client."compression.type": cannot have this value, says librdkafka; see https://docs.confluent.io/platform/current/clients/librdkafka/html/md_CONFIGURATION.html
+    synapse.toml:15: brokers.k.client."session.timeout.ms": is set by Synapse itself: it is `lease` of the broker
+    synapse.toml:16: brokers.j: a Kafka broker needs the key "bootstrap", for example "127.0.0.1:9092"
+    synapse.toml:21: brokers.r.bootstrap: is for Kafka brokers only
+    synapse.toml:22: brokers.r.client: is for Kafka brokers only
+    "#);
+
+    let file = r#"
+[brokers.k]
+kind = "kafka"
+bootstrap = "h:9092"
+lease = "10s"
+client."max.poll.interval.ms" = 5000
+[brokers.j]
+kind = "kafka"
+bootstrap = "h:9092"
+[brokers.j.client]
+"linger.ms" = 5
+"queue.buffering.max.ms" = 6
+"#;
+    assert_snapshot!(refused(file), @r#"
+    synapse.toml:5: brokers.k.client: could not make a client: librdkafka refuses its configuration (`max.poll.interval.ms`must be >= `session.timeout.ms`); mend the broker's `client` table
+    synapse.toml:11: brokers.j.client."queue.buffering.max.ms": is set twice: it is also called "linger.ms"
     "#);
 
     let file = r#"
