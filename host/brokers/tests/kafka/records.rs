@@ -163,7 +163,14 @@ async fn a_cluster_that_is_away_is_told_as_away() {
     let error = broker.health().await.unwrap_err();
     assert_eq!(error.kind, BrokerErrorKind::Unavailable);
     assert!(error.message.contains("127.0.0.1:1"), "{error}");
-    let away = broker.away().unwrap();
+    let begun = std::time::Instant::now();
+    let away = loop {
+        if let Some(away) = broker.away() {
+            break away;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it is not noticed");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
     assert!(away.starts_with("no server at 127.0.0.1:1 could be reached for") && away.contains("refused"), "{away}");
     let error = broker.publish(&output(&"t".parse().unwrap(), 0..1)).await.unwrap_err();
     assert_eq!(error.kind, BrokerErrorKind::Unreachable, "nothing was sent");
