@@ -72,7 +72,10 @@ fn wrong_usage_and_wrong_files_get_one_clear_sentence_and_the_right_exit_code() 
     for command in ["check", "run"] {
         let (code, said) = refused(dir.path(), &[command]);
         assert_eq!(code, 2);
-        assert!(said.starts_with("synapse: synapse.toml:4: brokers.k.client: could not make a client"), "{said}");
+        assert!(
+            said.starts_with("synapse: synapse.toml:4: brokers.k.client: `max.poll.interval.ms` must not be shorter"),
+            "{said}"
+        );
     }
     assert!(!dir.path().join("data").exists(), "a host that does not start leaves nothing behind");
 

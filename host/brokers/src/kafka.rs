@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
-use synapse_core::broker::{Boundary, LaneKey, LaneSpec, OpenLane, TopicInfo};
+use synapse_core::broker::{Boundary, BrokerErrorKind, LaneKey, LaneSpec, OpenLane, TopicInfo};
 use synapse_core::share::{LanePlace, Membership, Share};
 use synapse_core::spec::{ReadFrom, TopicSpec};
 use synapse_core::topic::Label;
@@ -91,6 +91,15 @@ impl KafkaOptions {
             client: BTreeMap::new(),
         }
     }
+
+    /// Whether all clients that a broker with these options may need could be made; nothing is connected to.
+    ///
+    /// # Errors
+    /// What [`KafkaBroker::new`] would refuse, or librdkafka later, as a sentence.
+    pub fn check(self) -> Result<(), String> {
+        let name = "kafka".parse().expect("it is a valid name");
+        KafkaBroker::cluster(name, self).and_then(|cluster| cluster.check()).map_err(|error| error.message)
+    }
 }
 
 /// A Kafka cluster. Cheap to clone; its tasks and clients end with the last clone.
@@ -113,22 +122,11 @@ struct Shared {
 }
 
 impl KafkaBroker {
-    /// Whether all clients that a broker with these options may need could be made; nothing is connected to. `name` is only
-    /// for the error.
-    ///
-    /// # Errors
-    /// As [`KafkaBroker::new`], and what librdkafka would refuse later.
-    pub fn check(name: BrokerName, options: KafkaOptions) -> Result<(), BrokerError> {
-        Self::cluster(name, options)?.check()
-    }
-
     fn cluster(name: BrokerName, options: KafkaOptions) -> Result<Cluster, BrokerError> {
         let KafkaOptions { bootstrap, host_id, lease, timeout, exactly_once: _, client } = options;
-        let refused = client.iter().find_map(|(name, value)| Some((name.clone(), refuses(name, value)?)));
+        let invalid = |message| BrokerError { broker: name.clone(), kind: BrokerErrorKind::Invalid, message };
+        let client = properties::checked(client).map_err(invalid)?;
         let cluster = Cluster::new(name, bootstrap, host_id, timeout, lease, client);
-        if let Some((property, why)) = refused {
-            return Err(cluster.invalid(format_args!("the property `{property}` of the client {why}")));
-        }
         if lease < LEASE_MIN {
             return Err(cluster.invalid(format_args!("a lease of {lease:?} is too short; {LEASE_MIN:?} is the least")));
         }
@@ -185,8 +183,7 @@ async fn serve(topics: Arc<Topics>, readers: Arc<Readers>, stop: CancellationTok
 /// Notices when the cluster goes and when it is there again.
 async fn watch(topics: &Topics) {
     let cluster = &topics.cluster;
-    let quickly = async || topics.health_within(client::AWAY_TIMEOUT).await.is_ok();
-    // What comes of it is noted where it is asked.
+    let quickly = async || drop(topics.health_within(client::AWAY_TIMEOUT).await);
     let patiently = async || drop(topics.health_within(cluster.timeout).await);
     cluster.reach.watch(&cluster.broker, quickly, patiently, |away| cluster.tell(away)).await;
 }
@@ -315,6 +312,10 @@ impl Broker for KafkaBroker {
         self.shared.topics.cluster.away()
     }
 
+    fn unshared(&self, pipeline: &Label) -> Option<String> {
+        self.shared.groups.find(pipeline)?.unshared()
+    }
+
     /// A transaction is several round trips and marks in every partition, however much it holds.
     fn batches_per_commit_max(&self) -> usize {
         128
@@ -358,13 +359,16 @@ impl Broker for KafkaBroker {
         }
         let places: Vec<(TopicName, u32)> = lanes.iter().map(|at| (at.topic.topic.clone(), at.partition)).collect();
         let group = self.shared.group(&share.pipeline)?;
-        let (committed, spans) = (group.committed(&places).await?, self.shared.topics.spans(&places).await?);
+        let (committed, spans) = (group.committed_soon(&places).await?, self.shared.topics.spans(&places).await?);
         let members = group.members().await;
         let is_member = |host: &str| members.as_ref().is_none_or(|ids| ids.contains(&format!("synapse-{host}")));
         let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
-        let place = |((partition, committed), span): ((TopicPartition, member::Committed), topics::Span)| LanePlace {
-            owner: Some(lane::Note::parse(&committed.note).host).filter(|host| !host.is_empty() && is_member(host)),
-            ..alone::place(partition, committed.next.map(count), count(span.low), count(span.high))
+        let place = |((partition, committed), span): ((TopicPartition, Option<member::Committed>), topics::Span)| {
+            let committed = committed.unwrap_or_default();
+            LanePlace {
+                owner: Some(lane::Note::parse(&committed.note).host).filter(|host| !host.is_empty() && is_member(host)),
+                ..alone::place(partition, committed.next.map(count), count(span.low), count(span.high))
+            }
         };
         Ok(lanes.into_iter().zip(committed).zip(spans).map(place).collect())
     }

@@ -73,6 +73,12 @@ pub trait Broker: Send + Sync {
         None
     }
 
+    /// Why a pipeline has no share of the work just now, without the broker's name, as far as that is known without asking:
+    /// hosts may be about to share it out anew.
+    fn unshared(&self, _pipeline: &Label) -> Option<String> {
+        None
+    }
+
     /// Whether it can be reached and would take writes now.
     async fn health(&self) -> Result<(), BrokerError> {
         Ok(())

@@ -92,6 +92,7 @@ pub(crate) async fn run(
         ready: VecDeque::new(),
         boundary: None,
         status,
+        warned: None,
         ended: false,
     };
     driver.carry_out(first);
@@ -149,6 +150,8 @@ struct Driver {
     /// The boundary that holds at the end of what was processed.
     boundary: Option<Boundary>,
     status: watch::Sender<LaneStatus>,
+    /// What the log was last told to have failed.
+    warned: Option<String>,
     ended: bool,
 }
 
@@ -351,8 +354,9 @@ impl Driver {
         match &health {
             Health::Retrying { reason, attempt } => {
                 self.means.metrics.retries.inc();
-                // Every few seconds while a broker is away: said less and less often.
-                if attempt.is_power_of_two() {
+                // Every few seconds while a broker is away: said less and less often, unless the reason is another one.
+                if attempt.is_power_of_two() || self.warned.as_ref() != Some(reason) {
+                    self.warned = Some(reason.clone());
                     tracing::warn!(%lane, attempt, %reason, "lane failed; it is opened again");
                 } else {
                     tracing::debug!(%lane, attempt, %reason, "lane failed again");

@@ -287,9 +287,14 @@ async fn told(drain: &mut watch::Receiver<Option<Duration>>) -> Duration {
 
 async fn change(commands: &mpsc::Sender<Command>, spec: PipelineSpec) -> Result<Changed, String> {
     let (answer, changed) = oneshot::channel();
-    let gone = |_| "the pipeline has ended".to_owned();
-    commands.send(Command::Change(Box::new(spec), answer)).await.map_err(|_| gone(()))?;
-    changed.await.map_err(|_| gone(()))?
+    let name = spec.name.clone();
+    let gone = || {
+        // Other refusals the pipeline tells itself.
+        tracing::error!(pipeline = %name, "the change is not used: the pipeline has ended");
+        "the pipeline has ended".to_owned()
+    };
+    commands.send(Command::Change(Box::new(spec), answer)).await.map_err(|_| gone())?;
+    changed.await.map_err(|_| gone())?
 }
 
 impl Handle {

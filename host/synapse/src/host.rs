@@ -184,7 +184,8 @@ impl Host {
     }
 
     async fn reload(&mut self) -> anyhow::Result<()> {
-        let new = config::load(&self.file)?;
+        let file = self.file.clone();
+        let new = tokio::task::spawn_blocking(move || config::load(&file)).await.context("a defect of the host")??;
         let old = self.with_new_topics(&new).await;
         let change = old.diff(&new);
         anyhow::ensure!(
@@ -317,7 +318,7 @@ fn report(applied: &Applied) {
     for (what, pipelines) in all.into_iter().filter(|(_, pipelines)| !pipelines.is_empty()) {
         tracing::info!(pipelines = %names(pipelines), "{what}");
     }
-    // What was refused, and why, the pipeline itself has told.
+    // What was refused, and why, the engine has told.
 }
 
 /// Makes sure that the topics of the configuration are as it says, also those that no pipeline reads.

@@ -10,13 +10,17 @@ use super::{Case, Observed};
 const BEGIN: &str = "<!-- what was observed: begin -->";
 /// Begins the line above a table that says what it comes to.
 const SUMMARY: &str = "**What was promised was kept in";
+/// In rows of promises that were not kept, and of cases that could not be carried out.
+const BROKEN: &str = "**broken: ";
+const UNTRIED: &str = "**could not be carried out**";
 const END: &str = "<!-- what was observed: end -->";
 
-/// In how many rows of a table the promise was kept: a line for above it. The others have something in bold.
+/// What a table comes to: a line for above it.
 pub fn summary(table: &str) -> String {
-    let rows = || table.lines().filter(|line| line.starts_with("| `"));
-    let (all, kept) = (rows().count(), rows().filter(|row| !row.contains("**")).count());
-    format!("{SUMMARY} {kept} of {all} cases.**")
+    let rows = |what: &str| table.lines().filter(|line| line.starts_with("| `") && line.contains(what)).count();
+    let [all, broken, untried] = [rows(""), rows(BROKEN), rows(UNTRIED)];
+    let rest = if untried == 0 { String::new() } else { format!("; {untried} more could not be carried out") };
+    format!("{SUMMARY} {} of {} cases{rest}.**", all - broken - untried, all - untried)
 }
 
 /// The table as Markdown; a case that could not be carried out has an error instead of what was observed.
@@ -32,7 +36,7 @@ pub fn markdown(rows: &[(&Case, Result<Observed>)]) -> String {
                 let lease = observed.lease.map_or_else(String::new, |lease| format!(", lease {lease}"));
                 (lease, observed.notes.iter().map(|note| format!("; {note}")).collect(), cells(observed))
             }
-            Err(_) => (String::new(), String::new(), "**could not be carried out** | | | | | |".to_owned()),
+            Err(_) => (String::new(), String::new(), format!("{UNTRIED} | | | | | |")),
         };
         writeln!(table, "| `{name}` | {route}{lease} | {what}{notes} | {promise} | {cells} |")
             .expect("a string takes everything");
@@ -51,7 +55,7 @@ fn cells(observed: &Observed) -> String {
         (lost, _, trimmed) if trimmed > 0 => format!("{lost} ({trimmed} counted as trimmed)"),
         (lost, by_broker, _) => format!("{lost} ({by_broker} by the broker)"),
     };
-    let broken = if breaks.is_empty() { String::new() } else { format!(" **broken: {}**", breaks.join("; ")) };
+    let broken = if breaks.is_empty() { String::new() } else { format!(" {BROKEN}{}**", breaks.join("; ")) };
     format!(
         "{} | {outputs} | {lost}{broken} | {} | {} | {} | {}",
         finding.acknowledged,
@@ -126,5 +130,7 @@ mod tests {
                         | case | x |\n|---|---|\n| `a` | 3 **broken: one was lost** |\n| `a-b` | 2 |\n";
         assert_eq!(replaced, format!("{BEGIN}\n\n{expected}\n{END}"));
         assert!(replace_rows(&page, "", "| `c` | 1 |").is_err());
+        let untried = summary(&format!("{table}| `c` | {UNTRIED} |\n"));
+        assert_eq!(untried, "**What was promised was kept in 2 of 2 cases; 1 more could not be carried out.**");
     }
 }

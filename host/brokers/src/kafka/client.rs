@@ -1,6 +1,6 @@
 //! How librdkafka's clients are made, what they say, and what their errors mean.
 //!
-//! Values of properties may be secrets: none of them appears in a message or a log. This module does not know topics,
+//! Values of properties may be secrets: none of those appears in a message or a log. This module does not know topics,
 //! groups or lanes.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
+use rdkafka::admin::AdminClient;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -20,7 +21,6 @@ use synapse_core::broker::BrokerErrorKind;
 use synapse_core::{BrokerError, BrokerName};
 
 use super::member::Rebalanced;
-use super::properties::canonical;
 use super::publish::ProducerSide;
 use super::reach::{Away, Reach, plain, seconds};
 
@@ -58,7 +58,6 @@ impl Cluster {
         lease: Duration,
         properties: BTreeMap<String, String>,
     ) -> Self {
-        let properties = properties.into_iter().map(|(name, value)| (canonical(&name).to_owned(), value)).collect();
         Self { broker, bootstrap, host, timeout, lease, properties, reach: Arc::default() }
     }
 
@@ -94,6 +93,18 @@ impl Cluster {
     /// With the newer group protocol (KIP-848) some things are the server's to decide, and librdkafka refuses them.
     fn is_classic(&self) -> bool {
         self.properties.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic"))
+    }
+
+    /// For a client that joins no group and only knows its name.
+    pub(super) fn nobody(&self, group: &str) -> ClientConfig {
+        let mut config = self.member(group);
+        if !self.is_classic() {
+            // A client of the newer protocol names itself before it has joined, and would be checked.
+            for name in ["group.protocol", "group.remote.assignor", "max.poll.interval.ms"] {
+                config.remove(name);
+            }
+        }
+        config
     }
 
     fn consumer(&self, group: &str) -> ClientConfig {
@@ -141,10 +152,10 @@ impl Cluster {
         let mut config = self.producer();
         // Only failures are told of, one by one.
         config.set("transactional.id", id).set("delivery.report.only.error", "true");
-        let timeout = (3 * self.timeout).as_millis().to_string();
         // It must not be shorter than that of a delivery.
-        let delivery = self.properties.get("delivery.timeout.ms").unwrap_or(&timeout);
-        self.set(&mut config, &[("transaction.timeout.ms", delivery)]);
+        let delivery = self.properties.get("delivery.timeout.ms").and_then(|ms| ms.parse().ok());
+        let timeout = (3 * self.timeout).max(Duration::from_millis(delivery.unwrap_or_default()));
+        self.set(&mut config, &[("transaction.timeout.ms", &timeout.as_millis().to_string())]);
         config
     }
 
@@ -153,12 +164,21 @@ impl Cluster {
     /// # Errors
     /// `Invalid`: it refuses them, as it does properties that contradict each other, and files that are not there.
     pub(super) fn check(&self) -> Result<(), BrokerError> {
+        let interval =
+            self.properties.get("max.poll.interval.ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+        if interval.is_some_and(|interval| interval < self.lease) {
+            let lease = self.lease;
+            return Err(self
+                .invalid(format_args!("`max.poll.interval.ms` must not be shorter than `lease`, which is {lease:?}")));
+        }
         let offline = |mut config: ClientConfig| {
             config.remove("bootstrap.servers");
             config
         };
         let failed = |error: KafkaError| self.failed("make a client", &error);
-        for config in [self.reader(), self.member("check")] {
+        let admin = offline(self.reader());
+        drop(admin.create_with_context::<_, AdminClient<Context>>(self.context()).map_err(failed)?);
+        for config in [self.reader(), self.member("check"), self.nobody("check")] {
             drop(offline(config).create_with_context::<_, BaseConsumer<Context>>(self.context()).map_err(failed)?);
         }
         for config in [self.producer(), self.transactional("check")] {
@@ -176,6 +196,7 @@ impl Cluster {
             .set("client.id", format!("synapse-{}", self.host))
             .set("allow.auto.create.topics", "false")
             .set("socket.timeout.ms", &timeout)
+            .set("socket.connection.setup.timeout.ms", &timeout)
             // A broker that comes back is to be noticed soon.
             .set("reconnect.backoff.max.ms", "1000")
             .set_log_level(RDKafkaLogLevel::Warning);
@@ -320,12 +341,15 @@ fn meaning(code: RDKafkaErrorCode) -> (BrokerErrorKind, &'static str) {
         Code::UnsupportedVersion | Code::UnsupportedFeature => {
             (Invalid, "the server is too old: Kafka 2.5 or newer is needed")
         }
-        Code::InvalidTransactionTimeout => {
-            (Invalid, "raise the server's `transaction.max.timeout.ms`, or lower `transaction.timeout.ms`")
-        }
+        Code::InvalidTransactionTimeout => (
+            Invalid,
+            "raise the server's `transaction.max.timeout.ms`, or lower `transaction.timeout.ms` or `delivery.timeout.ms` \
+             of the broker's `client`",
+        ),
         Code::InvalidSessionTimeout => (
             Invalid,
-            "choose a `lease` within the server's group.min.session.timeout.ms and group.max.session.timeout.ms",
+            "choose a `lease` within the server's group.min.session.timeout.ms and group.max.session.timeout.ms, and start the \
+             host again",
         ),
         Code::KafkaStorageError | Code::LogDirNotFound => (Full, "the server cannot write: check its disk"),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
@@ -399,8 +423,12 @@ mod tests {
 
     #[test]
     fn what_librdkafka_would_refuse_is_found_without_a_server() {
-        cluster(&[("compression.codec", "lz4"), ("group.protocol", "Consumer")]).check().unwrap();
-        cluster(&[("message.timeout.ms", "60000"), ("max.poll.interval.ms", "15000")]).check().unwrap();
+        cluster(&[("compression.type", "lz4"), ("group.protocol", "Consumer")]).check().unwrap();
+        for timeout in ["0", "5000", "60000"] {
+            cluster(&[("delivery.timeout.ms", timeout), ("max.poll.interval.ms", "15000")]).check().unwrap();
+        }
+        Cluster { lease: Duration::from_secs(600), ..cluster(&[]) }.check().unwrap();
+        cluster(&[("group.protocol", "consumer"), ("max.poll.interval.ms", "15000")]).check().unwrap();
         let error = cluster(&[("max.poll.interval.ms", "14999")]).check().unwrap_err();
         assert!(error.message.contains("max.poll.interval.ms"), "{error}");
         let error = cluster(&[("security.protocol", "ssl"), ("ssl.ca.location", "/no/such")]).check().unwrap_err();
@@ -409,7 +437,10 @@ mod tests {
 
     #[test]
     fn a_property_that_has_several_names_replaces_its_default() {
-        let config = cluster(&[("message.timeout.ms", "5000"), ("topic.queue.buffering.max.ms", "9")]).producer();
+        let set = [("message.timeout.ms", "5000"), ("queue.buffering.max.ms", "9")];
+        let set = set.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let properties = super::super::properties::checked(set.into()).unwrap();
+        let config = Cluster { properties, ..cluster(&[]) }.producer();
         let names = ["delivery.timeout.ms", "message.timeout.ms", "linger.ms", "queue.buffering.max.ms"];
         assert_eq!(names.map(|name| config.get(name)), [Some("5000"), None, Some("9"), None]);
     }
@@ -418,7 +449,7 @@ mod tests {
     fn little_is_waited_for_a_cluster_that_is_away() {
         let cluster = cluster(&[]);
         assert_eq!((cluster.patience(), cluster.away()), (cluster.timeout, None));
-        cluster.reach.is_away_since(Instant::now());
+        cluster.reach.goes_now();
         assert_eq!(cluster.patience(), AWAY_TIMEOUT);
         assert_eq!(cluster.away().unwrap(), "no server at h:9092 could be reached for 0 s");
         cluster.reach.note(RDKafkaErrorCode::Authentication, "h:9092/1: SASL authentication error: no");

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -26,11 +27,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{Cluster, Context};
 use super::publish::native;
+use super::reach::seconds;
 
 /// How often a member is polled, whether something happens or not.
 const POLL_EVERY: Duration = Duration::from_millis(100);
 /// How long a member that leaves waits for the group to hear of it.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// How long a share that was asked for takes to come when nothing is waited for.
+const JOINS_WITHIN: Duration = Duration::from_secs(2);
+/// How long those wait who only want to know where lanes are, and of how many partitions they ask one by one.
+const SOON: Duration = Duration::from_secs(1);
+const ASKED_ALONE_MAX: usize = 64;
 /// How often the log is told that a group is not well, at most.
 const WARN_EVERY: Duration = Duration::from_secs(30);
 /// How many events one poll takes, so that others get their turn.
@@ -105,6 +112,8 @@ pub(super) struct Group {
     membership: Arc<tokio::sync::Mutex<()>>,
     /// This host's partitions, while it is a member.
     share: Mutex<Option<BTreeSet<TopicPartition>>>,
+    /// Since when this host wants a share and was told of none.
+    joining: Mutex<Option<Instant>>,
 }
 
 /// What is committed of a partition.
@@ -137,11 +146,26 @@ impl Group {
             wake,
             membership: Arc::default(),
             share: Mutex::default(),
+            joining: Mutex::default(),
         })
     }
 
     fn share(&self) -> MutexGuard<'_, Option<BTreeSet<TopicPartition>>> {
         self.share.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn joining(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.joining.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why this host has no share, if it wants one and was told of none for a while.
+    pub(super) fn unshared(&self) -> Option<String> {
+        let since = self.joining().filter(|since| since.elapsed() >= JOINS_WITHIN)?;
+        let (name, time, lease) = (&self.name, seconds(since.elapsed()), seconds(self.cluster.lease));
+        Some(format!(
+            "group `{name}` has been sharing its partitions out anew for {time}; hosts that went without a word are waited \
+             for until their lease of {lease} has ended"
+        ))
     }
 
     /// Whether this host is a member and the partition is another one's: opening its lane would only shut that one out.
@@ -160,9 +184,33 @@ impl Group {
 
     /// What is committed of these partitions, in order. Waits for transactions that are under way (KIP-447).
     pub(super) async fn committed(&self, places: &[(TopicName, u32)]) -> Result<Vec<Committed>, BrokerError> {
+        self.committed_within(places, self.cluster.timeout).await
+    }
+
+    /// As [`Group::committed`], but soon: `None` where there is no answer, as of partitions whose host died in the midst of
+    /// a transaction.
+    pub(super) async fn committed_soon(
+        &self,
+        places: &[(TopicName, u32)],
+    ) -> Result<Vec<Option<Committed>>, BrokerError> {
+        let error = match self.committed_within(places, SOON).await {
+            Ok(all) => return Ok(all.into_iter().map(Some).collect()),
+            Err(error) if self.cluster.reach.is_away() || places.len() > ASKED_ALONE_MAX => return Err(error),
+            Err(error) => error,
+        };
+        let alone = places.chunks(1).map(|place| self.committed_within(place, SOON));
+        let found: Vec<_> = join_all(alone).await.into_iter().map(|found| found.ok()?.pop()).collect();
+        if found.iter().all(Option::is_none) { Err(error) } else { Ok(found) }
+    }
+
+    async fn committed_within(
+        &self,
+        places: &[(TopicName, u32)],
+        timeout: Duration,
+    ) -> Result<Vec<Committed>, BrokerError> {
         let places: Vec<(String, i32)> =
             places.iter().map(|(topic, partition)| (topic.to_string(), native(*partition))).collect();
-        let (consumer, timeout) = (Arc::clone(self.consumer()), self.cluster.timeout);
+        let consumer = Arc::clone(self.consumer());
         let asked = move || -> KafkaResult<Vec<Committed>> {
             let mut list = TopicPartitionList::with_capacity(places.len());
             for (topic, partition) in &places {
@@ -214,6 +262,7 @@ impl Group {
         let (ended, has_ended) = watch::channel(0);
         let leave = CancellationToken::new();
         *self.share() = Some(BTreeSet::new());
+        *self.joining() = Some(Instant::now());
         let member = Member {
             group: Arc::clone(self),
             _only: only,
@@ -221,6 +270,7 @@ impl Group {
             has_ended,
             giving_back: None,
             warned: None,
+            waits: false,
             leave: leave.clone(),
         };
         Ok((KafkaMembership { told, seen: 0, ended, _leaving: leave.drop_guard() }, member))
@@ -231,10 +281,7 @@ impl Group {
 /// it has joined, and would be checked.)
 fn metadata_of_nobody(cluster: &Cluster, group: &Label) -> Result<ConsumerGroupMetadata, BrokerError> {
     let failed = |error: KafkaError| cluster.failed("make a consumer", &error);
-    let mut config = cluster.member(group.as_str());
-    for name in ["group.protocol", "group.remote.assignor", "group.instance.id"] {
-        config.remove(name);
-    }
+    let config = cluster.nobody(group.as_str());
     let nobody: BaseConsumer<Context> = config.create_with_context(cluster.context()).map_err(failed)?;
     let metadata = nobody.group_metadata();
     super::drop_elsewhere(nobody);
@@ -304,6 +351,8 @@ pub(super) struct Member {
     giving_back: Option<(u64, TopicPartitionList)>,
     /// When the log was last told that something passing is wrong.
     warned: Option<Instant>,
+    /// Whether the log was told that a share is long in coming.
+    waits: bool,
     leave: CancellationToken,
 }
 
@@ -319,11 +368,22 @@ impl Member {
                 _ = self.has_ended.changed() => {}
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
+            self.say_that_it_waits();
             if let Err(error) = self.step() {
                 self.complain(self.group.failed(&error));
             }
         }
         self.end().await;
+    }
+
+    /// Once for each time that a share is long in coming while Kafka can be reached.
+    fn say_that_it_waits(&mut self) {
+        let unshared = self.group.unshared().filter(|_| !self.group.cluster.reach.is_away());
+        let waits = unshared.is_some();
+        if let Some(why) = unshared.filter(|_| !self.waits) {
+            tracing::info!(broker = %self.group.cluster.broker, "{why}");
+        }
+        self.waits = waits;
     }
 
     /// What an operator has to mend is told to the engine, what passes to the log: now and then, since librdkafka
@@ -347,6 +407,7 @@ impl Member {
                 None => break,
                 Some(Asked::Take(partitions)) => {
                     take(&member, &partitions)?;
+                    self.group.joining().take();
                     let grown = {
                         let mut share = self.group.share();
                         let share = share.get_or_insert_default();
@@ -366,6 +427,7 @@ impl Member {
                     let number = self.told(None);
                     if lost {
                         // Others may have them already.
+                        self.group.joining().get_or_insert_with(Instant::now);
                         give_back(&member, &partitions)?;
                     } else {
                         self.giving_back = Some((number, partitions));
@@ -413,6 +475,7 @@ impl Member {
                 }
             }
             *self.group.share() = None;
+            self.group.joining().take();
             // The group itself goes with its last lane, and the next member may come.
             self
         };
@@ -438,6 +501,11 @@ fn poll(member: &BaseConsumer<Context>) -> KafkaResult<()> {
 pub(super) struct Groups(Mutex<BTreeMap<Label, std::sync::Weak<Group>>>);
 
 impl Groups {
+    /// The group of a pipeline, if this host has to do with it.
+    pub(super) fn find(&self, name: &Label) -> Option<Arc<Group>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name)?.upgrade()
+    }
+
     pub(super) fn get(&self, cluster: &Arc<Cluster>, name: &Label) -> Result<Arc<Group>, BrokerError> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|_, group| group.strong_count() > 0);

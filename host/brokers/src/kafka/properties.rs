@@ -3,6 +3,8 @@
 //! librdkafka knows some properties by several names, and would let the last one win. So names are told apart only after
 //! [`canonical`]. Values may be secrets: none of them appears in a message.
 
+use std::collections::BTreeMap;
+
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
@@ -27,6 +29,26 @@ const OURS: [(&str, &str); 16] = [
     ("allow.auto.create.topics", "topics are made as `topics` in the configuration says"),
 ];
 
+/// Properties of topics among librdkafka's, which it takes with `topic.` in front of them, too.
+const OF_TOPICS: [&str; 16] = [
+    "acks",
+    "request.required.acks",
+    "request.timeout.ms",
+    "delivery.timeout.ms",
+    "message.timeout.ms",
+    "produce.offset.report",
+    "partitioner",
+    "compression.type",
+    "compression.codec",
+    "compression.level",
+    "auto.commit.enable",
+    "enable.auto.commit",
+    "auto.commit.interval.ms",
+    "auto.offset.reset",
+    "offset.store.method",
+    "consume.callback.max.messages",
+];
+
 /// Other names, and the name that Kafka's own clients use.
 const ALIASES: [(&str, &str); 9] = [
     ("metadata.broker.list", "bootstrap.servers"),
@@ -42,9 +64,26 @@ const ALIASES: [(&str, &str); 9] = [
 
 /// The one name of a property that has several.
 pub fn canonical(property: &str) -> &str {
-    // librdkafka takes topics' properties with this in front of them, too.
-    let property = property.strip_prefix("topic.").unwrap_or(property);
+    let of_topics = property.strip_prefix("topic.").filter(|name| OF_TOPICS.contains(name));
+    let property = of_topics.unwrap_or(property);
     ALIASES.iter().find(|(alias, _)| *alias == property).map_or(property, |(_, name)| name)
+}
+
+/// All properties by their canonical names.
+///
+/// # Errors
+/// Which one may not be set so, and why, as a sentence.
+pub(super) fn checked(properties: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, String> {
+    let mut all = BTreeMap::new();
+    for (name, value) in properties {
+        if let Some(why) = refuses(&name, &value) {
+            return Err(format!("the property `{name}` of the client {why}"));
+        }
+        if all.insert(canonical(&name).to_owned(), value).is_some() {
+            return Err(format!("the property `{name}` of the client is set under two names"));
+        }
+    }
+    Ok(all)
 }
 
 /// Why a property may not be set so, if it may not: the rest of a sentence, without the value.
@@ -74,7 +113,18 @@ mod tests {
         }
         assert!(refuses("session.timeout.ms", "6000").is_some_and(|why| why.contains("`lease`")));
         assert_eq!(refuses("sasl.password", "secret"), None);
-        assert_eq!(refuses("topic.message.timeout.ms", "5000"), None);
+        for name in ["topic.message.timeout.ms", "topic.metadata.refresh.interval.ms"] {
+            assert_eq!(refuses(name, "5000"), None);
+        }
+        assert!(refuses("topic.linger.ms", "5").unwrap().starts_with("is no property"));
+    }
+
+    #[test]
+    fn what_is_set_twice_is_refused() {
+        let set = |names: &[&str]| checked(names.iter().map(|name| ((*name).to_owned(), "5".to_owned())).collect());
+        let both = set(&["linger.ms", "queue.buffering.max.ms"]).unwrap_err();
+        assert_eq!(both, "the property `queue.buffering.max.ms` of the client is set under two names");
+        assert!(set(&["linger.ms", "topic.delivery.timeout.ms"]).unwrap().contains_key("delivery.timeout.ms"));
     }
 
     #[test]
@@ -88,14 +138,17 @@ mod tests {
     #[test]
     fn aliases_are_those_of_librdkafka() {
         for (alias, name) in ALIASES {
-            let values = ["1", "all", "PLAIN", "lz4", "true", "h:9092"];
-            let read = |set: &str, get: &str, value: &str| {
-                let config = ClientConfig::new().set(set, value).create_native_config().ok()?;
-                config.get(get).ok()
+            let values = ["7000", "1", "PLAIN", "lz4", "h:9092"];
+            let read = |set: &[(&str, &str)], get: &str| {
+                let mut config = ClientConfig::new();
+                for (name, value) in set {
+                    config.set(*name, *value);
+                }
+                config.create_native_config().ok()?.get(get).ok()
             };
             let is_same = |value: &&str| {
-                let told = read(alias, name, value);
-                told.is_some() && told == read(name, alias, value) && told == read(name, name, value)
+                let told = read(&[(alias, value)], name);
+                told.is_some() && told == read(&[(name, value)], alias) && told != read(&[], name)
             };
             assert!(values.iter().any(is_same), "{alias} is not {name}");
         }

@@ -1,8 +1,9 @@
 //! Whether the cluster can be reached, and what librdkafka said last about why it cannot.
 //!
 //! librdkafka tells a client when none of its servers can be reached, never that one can again, and it tells the same of
-//! a server that only closed a connection. So its word is a suspicion: the cluster is asked then, and only if it does not
-//! answer it counts as away, for all of the host, until something is answered. This module does not know what is asked.
+//! a server that only closed a connection. So its word is a suspicion, as a question is that gets no answer: the cluster is
+//! asked then, and only if it does not answer it counts as away, for all of the host, until something is answered. This
+//! module does not know what is asked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,11 +11,10 @@ use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 use synapse_core::BrokerName;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How long a reason that librdkafka gives counts as the reason of what fails now. It says the same again after half of
-/// that.
+/// How long a reason that librdkafka gives counts as the reason of what fails now. It repeats one within half of that.
 const RECENT: Duration = Duration::from_secs(60);
 /// How often a cluster that is away is asked whether it is there again, and one that is suspected of it.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -28,8 +28,14 @@ pub(super) struct Reach {
     last: Mutex<Option<(Instant, RDKafkaErrorCode, String)>>,
     /// Whether the cluster has answered since the host began.
     answered: AtomicBool,
-    suspected: Notify,
-    away_since: watch::Sender<Option<Instant>>,
+    doubts: watch::Sender<Doubts>,
+}
+
+#[derive(Default)]
+struct Doubts {
+    /// When the cluster was first and last suspected to be away, of what no answer has settled.
+    suspected: Option<(Instant, Instant)>,
+    away_since: Option<Instant>,
 }
 
 /// A cluster that is away.
@@ -46,29 +52,45 @@ impl Reach {
 
     /// librdkafka complains.
     pub(super) fn note(&self, code: RDKafkaErrorCode, reason: &str) {
+        let all_down = code == RDKafkaErrorCode::AllBrokersDown;
         if is_about_reaching(code) {
             let mut last = self.last();
-            let knows_more = last.as_ref().is_some_and(|(at, ..)| at.elapsed() < RECENT);
+            let says_more = |(at, code, _): &(Instant, RDKafkaErrorCode, String)| {
+                at.elapsed() < RECENT && *code != RDKafkaErrorCode::AllBrokersDown
+            };
             // That the others are away as well says less than why one is.
-            if code != RDKafkaErrorCode::AllBrokersDown || !knows_more {
+            if !(all_down && last.as_ref().is_some_and(says_more)) {
                 *last = Some((Instant::now(), code, reason.to_owned()));
             }
         }
-        if code == RDKafkaErrorCode::AllBrokersDown {
-            self.suspected.notify_one();
+        if all_down {
+            self.suspect();
         }
+    }
+
+    /// The cluster may be away.
+    pub(super) fn suspect(&self) {
+        let now = Instant::now();
+        self.doubts.send_modify(|doubts| {
+            let first = doubts.suspected.map_or(now, |(first, _)| first);
+            doubts.suspected = Some((first, now));
+        });
     }
 
     /// The cluster has answered what was asked at `asked`, and what only those are told whom it lets in.
     pub(super) fn has_answered(&self, asked: Instant) {
         self.answered.store(true, Ordering::Relaxed);
-        if self.is_away() {
-            self.away_since.send_if_modified(|since| since.take_if(|since| *since <= asked).is_some());
+        let settled = self.doubts.send_if_modified(|doubts| {
+            let Some((_, last)) = doubts.suspected.filter(|(first, _)| *first <= asked) else { return false };
+            // What came after the question is a doubt of its own.
+            doubts.suspected = (last > asked).then_some((last, last));
+            doubts.away_since = None;
+            true
+        });
+        if settled {
+            // It was why that was over.
+            self.last().take_if(|(at, ..)| *at <= asked);
         }
-    }
-
-    pub(super) fn is_away_since(&self, since: Instant) {
-        self.away_since.send_replace(Some(since));
     }
 
     pub(super) fn was_ever_there(&self) -> bool {
@@ -76,11 +98,11 @@ impl Reach {
     }
 
     pub(super) fn is_away(&self) -> bool {
-        self.away_since.borrow().is_some()
+        self.doubts.borrow().away_since.is_some()
     }
 
     pub(super) fn away(&self) -> Option<Away> {
-        let since = (*self.away_since.borrow())?;
+        let since = self.doubts.borrow().away_since?;
         Some(Away { since, why: self.recent() })
     }
 
@@ -91,37 +113,66 @@ impl Reach {
         (at.elapsed() < RECENT).then(|| (*code, reason.clone()))
     }
 
+    /// Since when the cluster is suspected.
+    fn suspected(&self) -> Option<Instant> {
+        self.doubts.borrow().suspected.map(|(first, _)| first)
+    }
+
+    #[cfg(test)]
+    pub(super) fn goes_now(&self) {
+        self.suspect();
+        self.suspected().into_iter().for_each(|suspected| self.goes(suspected));
+    }
+
+    /// The cluster is away since it was suspected, unless something was answered after that.
+    fn goes(&self, suspected: Instant) {
+        self.doubts.send_modify(|doubts| {
+            let is_unsettled = doubts.suspected.is_some_and(|(first, _)| first == suspected);
+            doubts.away_since = is_unsettled.then_some(suspected);
+        });
+    }
+
     /// Asks a cluster that is suspected to be away, and one that is until it answers; says so when it goes, when it comes,
-    /// and now and then between. `quickly` tells whether there is an answer at once; `patiently` waits for one as long as
-    /// may be, and whoever asks notes it. `tell` makes a sentence of it.
-    pub(super) async fn watch<Q: Future<Output = bool>, P: Future<Output = ()>>(
+    /// and now and then between. `quickly` asks for an answer at once; `patiently` waits for one as long as may be; who
+    /// asks notes what is answered. `tell` makes a sentence of it.
+    pub(super) async fn watch<Q: Future<Output = ()>, P: Future<Output = ()>>(
         &self,
         broker: &BrokerName,
         quickly: impl Fn() -> Q,
         patiently: impl Fn() -> P,
         tell: impl Fn(&Away) -> String,
     ) {
-        let mut changes = self.away_since.subscribe();
+        let mut changes = self.doubts.subscribe();
         loop {
-            self.suspected.notified().await;
-            let suspected = Instant::now();
-            if quickly().await {
+            let Some(since) = self.suspected() else {
+                // The sender is ours.
+                let _ = changes.wait_for(|doubts| doubts.suspected.is_some()).await;
+                continue;
+            };
+            quickly().await;
+            self.goes(since);
+            if !self.is_away() {
                 tokio::time::sleep(ASK_EVERY).await;
                 continue;
             }
-            self.is_away_since(suspected);
             let mut say_at = Duration::ZERO;
             while let Some(away) = self.away() {
-                if away.since.elapsed() >= say_at {
+                if since.elapsed() >= say_at {
                     let how = tell(&away);
                     tracing::warn!(%broker, "{how}; it is tried again");
                     say_at = SAY_AGAIN.max(say_at * 2);
                 }
-                patiently().await;
-                // The sender is ours. A cluster that is back is noticed at once, whoever asked.
-                let _ = tokio::time::timeout(ASK_EVERY, changes.wait_for(Option::is_none)).await;
+                let ask = async {
+                    patiently().await;
+                    tokio::time::sleep(ASK_EVERY).await;
+                };
+                tokio::select! {
+                    // Whoever asked: a cluster that is back is noticed at once.
+                    _ = changes.wait_for(|doubts| doubts.away_since.is_none()) => {}
+                    () = ask => {}
+                }
             }
-            tracing::info!(%broker, "it can be reached again, after {}", seconds(suspected.elapsed()));
+            tracing::info!(%broker, "it can be reached again, after {}", seconds(since.elapsed()));
         }
     }
 }
@@ -208,20 +259,38 @@ mod tests {
         assert_eq!(reach.recent().unwrap().1, "refused");
         tokio::time::advance(RECENT).await;
         assert_eq!(reach.recent(), None);
-        reach.note(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
-        assert_eq!(reach.recent().unwrap().1, "1/1 brokers are down");
+        for reason in ["1/1 brokers are down", "2/2 brokers are down"] {
+            reach.note(RDKafkaErrorCode::AllBrokersDown, reason);
+            assert_eq!(reach.recent().unwrap().1, reason);
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_an_answer_to_what_was_asked_since_counts() {
+        let pass = || tokio::time::advance(Duration::from_secs(1));
         let reach = Reach::default();
         let before = Instant::now();
-        tokio::time::advance(Duration::from_secs(1)).await;
-        reach.is_away_since(Instant::now());
+        pass().await;
+        reach.note(RDKafkaErrorCode::BrokerTransportFailure, "refused");
+        let now = Instant::now();
+        reach.suspect();
+        reach.goes(now);
         reach.has_answered(before);
         assert!(reach.is_away() && reach.was_ever_there());
+        let between = Instant::now();
+        pass().await;
+        reach.suspect();
+        let later = reach.suspected().unwrap();
+        reach.has_answered(between);
+        assert!(!reach.is_away() && reach.recent().is_none());
+        let last = reach.suspected().unwrap();
+        assert!(last > later, "what was suspected after the question is not settled by the answer");
+        reach.goes(later);
+        assert!(!reach.is_away(), "who answered while it was asked is not away");
+        reach.goes(last);
+        assert!(reach.is_away());
         reach.has_answered(Instant::now());
-        assert!(!reach.is_away());
+        assert_eq!((reach.is_away(), reach.suspected()), (false, None));
     }
 
     /// A cluster that goes for 200 s and answers slowly then: what is asked, and what is said.
@@ -229,17 +298,18 @@ mod tests {
     async fn a_cluster_that_is_suspected_is_asked_and_one_that_is_away_until_it_answers() {
         let (reach, broker) = (Reach::default(), "k".parse().unwrap());
         let (is_there, asked, said) = (Cell::new(true), Cell::new(0), RefCell::new(Vec::new()));
-        let quickly = async || {
-            asked.set(asked.get() + 1);
-            is_there.get()
-        };
-        let patiently = async || {
+        let ask = async |takes| {
             let begun = Instant::now();
-            tokio::time::sleep(Duration::from_secs(9)).await;
+            tokio::time::sleep(Duration::from_secs(takes)).await;
             if is_there.get() {
                 reach.has_answered(begun);
             }
         };
+        let quickly = async || {
+            asked.set(asked.get() + 1);
+            ask(0).await;
+        };
+        let patiently = async || ask(9).await;
         let tell = |away: &Away| {
             said.borrow_mut().push(away.since.elapsed().as_secs());
             String::new()
@@ -255,11 +325,15 @@ mod tests {
             assert_eq!((asked.get(), reach.is_away()), (1, false), "it was there");
             is_there.set(false);
             reach.note(RDKafkaErrorCode::AllBrokersDown, "all");
-            pass(200).await;
+            pass(100).await;
+            reach.note(RDKafkaErrorCode::AllBrokersDown, "all, says another client");
+            pass(100).await;
             assert!(reach.is_away());
             is_there.set(true);
             pass(20).await;
             assert!(!reach.is_away(), "an answer that takes long is one");
+            pass(20).await;
+            assert_eq!(asked.get(), 2, "nobody asks one who answered");
         };
         tokio::select! {
             () = reach.watch(&broker, quickly, patiently, tell) => {}

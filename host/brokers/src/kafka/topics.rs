@@ -29,6 +29,8 @@ pub(super) const PREFIX: &str = "synapse.";
 const FRESH: Duration = Duration::from_secs(5);
 /// Most topics that may have been asked for and are remembered.
 const REMEMBERED_MAX: usize = 10_000;
+/// What asking for nothing is.
+const SEE: &str = "see whether it is there";
 /// How long a topic that was made may take until every server knows it.
 const APPEARS_WITHIN: Duration = Duration::from_secs(15);
 const APPEARS_LOOK: Duration = Duration::from_millis(50);
@@ -84,10 +86,15 @@ impl Topics {
         doing: &str,
         question: impl FnOnce(&BaseConsumer<Context>, Duration) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        self.ask_for(doing, self.cluster.patience(), question).await
+        let answer = self.ask_for(doing, self.cluster.patience(), question).await;
+        if answer.as_ref().is_err_and(|error| error.kind == BrokerErrorKind::Unavailable) {
+            // A cluster that hangs says nothing of itself.
+            self.cluster.reach.suspect();
+        }
+        answer
     }
 
-    /// As [`Topics::ask`], with so much time.
+    /// As [`Topics::ask`], with so much time, and without a doubt if there is no answer.
     async fn ask_for<T: Send + 'static>(
         &self,
         doing: &str,
@@ -102,16 +109,12 @@ impl Topics {
 
     /// Whether the cluster answers.
     pub(super) async fn health(&self) -> Result<(), BrokerError> {
-        self.health_within(self.cluster.patience()).await
+        self.ask(SEE, is_there).await
     }
 
-    /// As [`Topics::health`], with so much time.
+    /// Whether a cluster that is in doubt answers within so much time.
     pub(super) async fn health_within(&self, time: Duration) -> Result<(), BrokerError> {
-        self.ask_for("see whether it is there", time, |consumer, timeout| {
-            // Of a topic that is not there only the servers are told, which is all that is wanted.
-            consumer.fetch_metadata(Some("synapse.health"), timeout).map(drop)
-        })
-        .await
+        self.ask_for(SEE, time, is_there).await
     }
 
     /// How many partitions a topic has; `None` if there is no such topic.
@@ -459,6 +462,11 @@ pub fn refuses_topic(topic: &TopicName) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Of a topic that is not there only the servers are told, which is all that is wanted.
+fn is_there(consumer: &BaseConsumer<Context>, within: Duration) -> KafkaResult<()> {
+    consumer.fetch_metadata(Some("synapse.health"), within).map(drop)
 }
 
 fn offsets(

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::bail;
 use synapse_brokers::embedded::EmbeddedLog;
-use synapse_core::topic::TopicName;
 
 use crate::brokers;
 use crate::client::Output;
@@ -132,7 +131,6 @@ fn data(spec: &HostSpec) -> Result<String, String> {
 }
 
 async fn all_brokers(spec: &HostSpec) -> Vec<Finding> {
-    let probe: TopicName = "synapse-doctor".parse().expect("a valid name");
     let mut findings = Vec::new();
     for (name, broker) in &spec.brokers {
         // The embedded log belongs to one process, perhaps to a host at work; the data directory was looked at above.
@@ -140,7 +138,7 @@ async fn all_brokers(spec: &HostSpec) -> Vec<Finding> {
             continue;
         }
         let looked = match brokers::open(name, broker, &spec.data, "doctor").await {
-            Ok(broker) => broker.topic(&probe).await.map(|_| "answers".to_owned()).map_err(|error| error.to_string()),
+            Ok(broker) => broker.health().await.map(|()| "answers".to_owned()).map_err(|error| error.message),
             Err(error) => Err(format!("{error:#}")),
         };
         findings.push(finding(&format!("broker `{name}`"), looked));

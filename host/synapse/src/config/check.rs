@@ -9,7 +9,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 
-use synapse_brokers::kafka::{self, KafkaBroker, KafkaOptions};
+use synapse_brokers::kafka::{self, KafkaOptions};
 use synapse_core::spec::{
     Encoding, InstanceMode, OnError, PipelineSpec, PluginRef, ReadMode, Retention, RoutePattern, SinkSpec, StageLimits,
     StageSpec, Start, TopicSpec,
@@ -140,9 +140,8 @@ impl Check<'_, '_> {
         if let (Some(place), Some(client)) = (client_place, &client) {
             // Of properties that are fine each for itself librdkafka may not take all together, or with this lease.
             let options = KafkaOptions { lease, client: client.expose().clone(), ..KafkaOptions::new("") };
-            let name = "kafka".parse().expect("it is a valid name");
-            if let Err(error) = KafkaBroker::check(name, options) {
-                self.reader.problem(place, &client_key, error.message);
+            if let Err(why) = options.check() {
+                self.reader.problem(place, &client_key, why);
             }
         }
         let bootstrap = broker.bootstrap.here()?;
@@ -161,20 +160,20 @@ impl Check<'_, '_> {
         self.bounded(lease, &format!("{key}.lease"), range).unwrap_or(Duration::from_secs(15))
     }
 
-    /// The properties by their canonical names, unless one is wrong. Values are never shown: they may be secrets.
+    /// The properties by their canonical names, unless one is wrong. Values are not shown: they may be secrets.
     fn properties(&mut self, client: Key<raw::Properties>, key: &str) -> Option<ClientProperties> {
         let mut all = BTreeMap::new();
+        let mut written: BTreeMap<String, String> = BTreeMap::new();
         let mut complete = true;
         for (At { value: name, place }, text) in client.here().map_or(Vec::new(), |client| client.value.0) {
             let canonical = kafka::canonical(&name).to_owned();
             // Of files, as everywhere here.
             let is_file = canonical.ends_with(".location") && text.value != "probe" && !text.value.is_empty();
             let value = if is_file { self.base.join(text.value).to_string_lossy().into_owned() } else { text.value };
-            let wrong = match kafka::refuses(&name, &value) {
-                None if all.contains_key(&canonical) => Some(format!("is set twice: it is also called {canonical:?}")),
-                wrong => wrong,
-            };
-            if let Some(why) = wrong {
+            let twice = written.insert(canonical.clone(), name.clone());
+            let twice = twice.map(|other| format!("is the same property as {}, which is set, too", quoted(&other)));
+            let missing = (is_file && !Path::new(&value).exists()).then(|| format!("there is no file {value}"));
+            if let Some(why) = kafka::refuses(&name, &value).or(twice).or(missing) {
                 self.reader.problem(place, &joined(key, &name), why);
                 complete = false;
             }

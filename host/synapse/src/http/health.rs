@@ -11,7 +11,7 @@ use synapse_engine::{Health, PipelineState};
 use tokio::time::{Duration, timeout};
 
 use super::problem::{Kind, Problem};
-use super::{Host, Phase, view};
+use super::{Host, Phase, pipelines, view};
 
 /// How long a broker may take to answer before it counts as away.
 const BROKER_WAIT: Duration = Duration::from_secs(2);
@@ -63,8 +63,11 @@ async fn brokers_away(host: &Host) -> Vec<String> {
 }
 
 fn look_at_pipelines(host: &Host, readiness: &mut view::Readiness) {
-    for (name, (_, status)) in host.api.0.engine.status() {
+    for (name, (spec, status)) in host.api.0.engine.status() {
         match status.state {
+            PipelineState::Starting | PipelineState::Running if let Some(why) = pipelines::waits(host, &spec) => {
+                readiness.reasons.push(format!("pipeline `{name}` waits: {why}"));
+            }
             PipelineState::Starting => {
                 let why = status.refused.map(|reason| format!(": {reason}")).unwrap_or_default();
                 readiness.reasons.push(format!("pipeline `{name}` is starting{why}"));

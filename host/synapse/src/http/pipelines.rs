@@ -72,10 +72,10 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
         Ok(broker) => broker.commits_apart(),
         Err(_) => Some("it is not known here"),
     });
-    let away = || away(host, spec);
+    let or_waits = |state| waits(host, spec).map_or((state, None), |why| ("waiting", Some(why)));
     let (state, reason) = match &status.state {
-        PipelineState::Starting => away().map_or(("starting", None), |why| ("waiting", Some(why))),
-        PipelineState::Running => away().map_or(("running", None), |why| ("waiting", Some(why))),
+        PipelineState::Starting => or_waits("starting"),
+        PipelineState::Running => or_waits("running"),
         PipelineState::Stopped { reason } => ("stopped", Some(reason.clone())),
         PipelineState::Ended => ("ended", None),
     };
@@ -109,12 +109,15 @@ fn pipeline(host: &Host, spec: &PipelineSpec, status: &PipelineStatus) -> view::
     }
 }
 
-/// Why the pipeline waits, if a broker that its `from`, `to` or `dead-letters` names is known to be away.
-fn away(host: &Host, spec: &PipelineSpec) -> Option<String> {
+/// Why the pipeline waits: a broker that its `from`, `to` or `dead-letters` names is known to be away, or one that it reads
+/// has no share for this host yet.
+pub(super) fn waits(host: &Host, spec: &PipelineSpec) -> Option<String> {
     let written = spec.to.iter().map(|sink| &sink.topic).chain([&spec.dead_letters]);
-    let brokers = spec.from.iter().chain(written).map(|topic| &topic.broker);
-    let away = |name| Some(format!("broker `{name}`: {}", host.api.0.brokers.get(name).ok()?.away()?));
-    brokers.into_iter().find_map(away)
+    let mut used = spec.from.iter().chain(written).map(|topic| &topic.broker);
+    let broker = |name| host.api.0.brokers.get(name).ok();
+    let away = |name| Some(format!("broker `{name}`: {}", broker(name)?.away()?));
+    let unshared = |name| Some(format!("broker `{name}`: {}", broker(name)?.unshared(&spec.name)?));
+    used.find_map(away).or_else(|| spec.from.iter().find_map(|topic| unshared(&topic.broker)))
 }
 
 fn lane(partition: &TopicPartition, status: &LaneStatus) -> view::Lane {

@@ -63,7 +63,7 @@ async fn a_broker_that_is_away_makes_the_host_unready() {
     host.pipeline_until("waits", |status| status.refused.is_some()).await;
     let answer = host.get("/readyz").await;
     assert_eq!(answer.status, 503);
-    let reasons = ["broker `bus`: nobody is there", "pipeline `waits` is starting: broker `bus`: it says no"];
+    let reasons = ["broker `bus`: nobody is there", "pipeline `waits` waits: broker `bus`: nobody is there"];
     assert_eq!(answer.json()["reasons"], json!(reasons));
     let waits = &host.get("/v1/pipelines").await.ok()["pipelines"][0];
     assert_eq!([&waits["state"], &waits["reason"]], ["waiting", "broker `bus`: nobody is there"]);

@@ -159,7 +159,7 @@ fn a_kafka_broker_has_properties_whose_values_are_not_printed() {
     let spec = accepted(
         "[brokers.k]\nkind = \"kafka\"\nbootstrap = \"h:9092, g:9092\"\n[brokers.k.client]\nlinger.ms = 5\n\
          \"enable.ssl.certificate.verification\" = false\nsasl.password = \"${SECRET}\"\n\
-         ssl.ca.location = \"ca.pem\"",
+         ssl.ca.location = \"/etc/passwd\"",
     );
     let BrokerSpec::Kafka(super::super::KafkaSpec { bootstrap, lease, exactly_once, client }) =
         &spec.brokers[&"k".parse().unwrap()]
@@ -172,7 +172,7 @@ fn a_kafka_broker_has_properties_whose_values_are_not_printed() {
         ("enable.ssl.certificate.verification", "false"),
         ("linger.ms", "5"),
         ("sasl.password", "hunter2!"),
-        ("ssl.ca.location", "/etc/synapse/ca.pem"),
+        ("ssl.ca.location", "/etc/passwd"),
     ];
     assert_eq!(properties, expected);
     assert!(!format!("{spec:?}").contains("hunter2"));

@@ -963,10 +963,15 @@ bootstrap = "h:9092"
 [brokers.j.client]
 "linger.ms" = 5
 "queue.buffering.max.ms" = 6
+"message.send.max.retries" = 7
+"retries" = 8
+"ssl.ca.location" = "no-such.pem"
 "#;
     assert_snapshot!(refused(file), @r#"
-    synapse.toml:5: brokers.k.client: could not make a client: librdkafka refuses its configuration (`max.poll.interval.ms`must be >= `session.timeout.ms`); mend the broker's `client` table
-    synapse.toml:11: brokers.j.client."queue.buffering.max.ms": is set twice: it is also called "linger.ms"
+    synapse.toml:5: brokers.k.client: `max.poll.interval.ms` must not be shorter than `lease`, which is 10s
+    synapse.toml:11: brokers.j.client."queue.buffering.max.ms": is the same property as "linger.ms", which is set, too
+    synapse.toml:13: brokers.j.client.retries: is the same property as "message.send.max.retries", which is set, too
+    synapse.toml:14: brokers.j.client."ssl.ca.location": there is no file /etc/synapse/no-such.pem
     "#);
 
     let file = r#"
