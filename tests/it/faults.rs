@@ -223,6 +223,32 @@ fn a_kafka_that_is_away_is_waited_for() {
 }
 
 #[test]
+fn a_killed_host_that_is_started_again_says_that_it_waits_for_its_lease() {
+    let mut host = Host::prepare(&format!(
+        "[brokers.bus]\nkind = \"kafka\"\nbootstrap = {:?}\nlease = \"6s\"\n[topics.\"bus/waits-in\"]\npartitions = 2\n\
+         [[pipelines]]\nname = \"waits\"\nfrom = \"bus/waits-in\"\nto = \"bus/waits-out\"\n",
+        Kafka::shared().bootstrap()
+    ))
+    .unwrap();
+    host.resume().unwrap();
+    let pipeline = |host: &Host| host.get_json("/v1/pipelines/waits");
+    let running = |host: &Host| Ok((pipeline(host)?["state"] == "running").then_some(()));
+    host.wait_for("its share", running).unwrap();
+    host.kill().unwrap();
+    host.resume_unready().unwrap();
+    let waits =
+        host.wait_for("what it waits for", |host| Ok(Some(pipeline(host)?).filter(|at| at["state"] == "waiting")));
+    let waits = waits.unwrap();
+    assert!(waits["reason"].as_str().unwrap().contains("until their lease of 6 s has ended"), "{waits}");
+    // Where its lanes are is told all the same.
+    assert_eq!((&waits["unseen"], waits["lanes"].as_array().unwrap().len()), (&Value::Null, 2), "{waits}");
+    assert_eq!(host.get("/readyz").unwrap().0, 503);
+    host.wait_for("its share", running).unwrap();
+    host.wait_for("its lanes", |host| Ok((host.get("/readyz")?.0 == 200).then_some(()))).unwrap();
+    assert_eq!(host.log().matches("sharing its partitions out anew").count(), 1, "{}", host.log());
+}
+
+#[test]
 fn a_redis_that_is_away_is_waited_for() {
     let mut server = RedisServer::start().unwrap();
     let url = server.url();

@@ -120,6 +120,14 @@ impl Host {
         self.launch("/readyz")
     }
 
+    /// As [`Host::resume`], but waits only until it answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn resume_unready(&mut self) -> Result<()> {
+        self.launch("/healthz")
+    }
+
     fn launch(&mut self, until: &str) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.path("host.log"))?;
         let child = Command::new(binary())

@@ -363,12 +363,9 @@ impl Broker for KafkaBroker {
         let members = group.members().await;
         let is_member = |host: &str| members.as_ref().is_none_or(|ids| ids.contains(&format!("synapse-{host}")));
         let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
-        let place = |((partition, committed), span): ((TopicPartition, Option<member::Committed>), topics::Span)| {
-            let committed = committed.unwrap_or_default();
-            LanePlace {
-                owner: Some(lane::Note::parse(&committed.note).host).filter(|host| !host.is_empty() && is_member(host)),
-                ..alone::place(partition, committed.next.map(count), count(span.low), count(span.high))
-            }
+        let place = |((partition, committed), span): ((TopicPartition, member::Committed), topics::Span)| LanePlace {
+            owner: Some(lane::Note::parse(&committed.note).host).filter(|host| !host.is_empty() && is_member(host)),
+            ..alone::place(partition, committed.next.map(count), count(span.low), count(span.high))
         };
         Ok(lanes.into_iter().zip(committed).zip(spans).map(place).collect())
     }

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -35,9 +34,8 @@ const POLL_EVERY: Duration = Duration::from_millis(100);
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// How long a share that was asked for takes to come when nothing is waited for.
 const JOINS_WITHIN: Duration = Duration::from_secs(2);
-/// How long those wait who only want to know where lanes are, and of how many partitions they ask one by one.
+/// How long those wait who only want to know where lanes are.
 const SOON: Duration = Duration::from_secs(1);
-const ASKED_ALONE_MAX: usize = 64;
 /// How often the log is told that a group is not well, at most.
 const WARN_EVERY: Duration = Duration::from_secs(30);
 /// How many events one poll takes, so that others get their turn.
@@ -184,33 +182,33 @@ impl Group {
 
     /// What is committed of these partitions, in order. Waits for transactions that are under way (KIP-447).
     pub(super) async fn committed(&self, places: &[(TopicName, u32)]) -> Result<Vec<Committed>, BrokerError> {
-        self.committed_within(places, self.cluster.timeout).await
+        self.ask_committed(Arc::clone(self.consumer()), places, self.cluster.timeout).await
     }
 
-    /// As [`Group::committed`], but soon: `None` where there is no answer, as of partitions whose host died in the midst of
-    /// a transaction.
-    pub(super) async fn committed_soon(
-        &self,
-        places: &[(TopicName, u32)],
-    ) -> Result<Vec<Option<Committed>>, BrokerError> {
-        let error = match self.committed_within(places, SOON).await {
-            Ok(all) => return Ok(all.into_iter().map(Some).collect()),
-            Err(error) if self.cluster.reach.is_away() || places.len() > ASKED_ALONE_MAX => return Err(error),
-            Err(error) => error,
-        };
-        let alone = places.chunks(1).map(|place| self.committed_within(place, SOON));
-        let found: Vec<_> = join_all(alone).await.into_iter().map(|found| found.ok()?.pop()).collect();
-        if found.iter().all(Option::is_none) { Err(error) } else { Ok(found) }
+    /// As [`Group::committed`], but soon, for who only wants to know: waits neither for transactions nor for a rebalance,
+    /// during which the member's own connection to the group's server stands still.
+    pub(super) async fn committed_soon(&self, places: &[(TopicName, u32)]) -> Result<Vec<Committed>, BrokerError> {
+        let found = self.ask_committed(Arc::clone(self.consumer()), places, SOON).await;
+        if found.is_ok() || self.cluster.reach.is_away() {
+            return found;
+        }
+        let mut config = self.cluster.nobody(self.name.as_str());
+        config.set("isolation.level", "read_uncommitted");
+        let made = config.create_with_context(self.cluster.context());
+        let nobody = Arc::new(made.map_err(|error| self.cluster.failed("make a consumer", &error))?);
+        let found = self.ask_committed(Arc::clone(&nobody), places, SOON).await;
+        super::drop_elsewhere(nobody);
+        found
     }
 
-    async fn committed_within(
+    async fn ask_committed(
         &self,
+        consumer: Arc<BaseConsumer<Context>>,
         places: &[(TopicName, u32)],
         timeout: Duration,
     ) -> Result<Vec<Committed>, BrokerError> {
         let places: Vec<(String, i32)> =
             places.iter().map(|(topic, partition)| (topic.to_string(), native(*partition))).collect();
-        let consumer = Arc::clone(self.consumer());
         let asked = move || -> KafkaResult<Vec<Committed>> {
             let mut list = TopicPartitionList::with_capacity(places.len());
             for (topic, partition) in &places {
