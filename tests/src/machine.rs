@@ -126,6 +126,20 @@ impl Network {
         self.inside(&words("eth0"), "")
     }
 
+    /// As [`Network::limit`], between those who are all inside.
+    ///
+    /// # Errors
+    /// Without `tc`.
+    pub fn limit_inside(&self, kilobits_per_second: Option<u32>) -> Result<()> {
+        let rate = format!("{}kbit", kilobits_per_second.unwrap_or_default());
+        // A packet may be 64 KiB large there.
+        let discipline: &[&str] = match kilobits_per_second {
+            Some(_) => &["tbf", "rate", &rate, "burst", "70kb", "latency", "300ms"],
+            None => &["pfifo"],
+        };
+        self.inside(&[["tc", "qdisc", "replace", "dev", "lo", "root"].as_slice(), discipline].concat(), "")
+    }
+
     /// Lets packets be again.
     ///
     /// # Errors

@@ -155,7 +155,8 @@ impl Kafka {
         self.dir.path().join(format!("broker-{broker}"))
     }
 
-    fn log(&self, broker: usize) -> String {
+    /// What a broker has logged since it was last started.
+    pub fn log(&self, broker: usize) -> String {
         std::fs::read_to_string(self.home(broker).join("log")).unwrap_or_default()
     }
 

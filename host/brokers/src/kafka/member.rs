@@ -30,6 +30,9 @@ use super::reach::seconds;
 
 /// How often a member is polled, whether something happens or not.
 const POLL_EVERY: Duration = Duration::from_millis(100);
+/// How often a member is asked something, whatever: the thread that sends its heartbeats sleeps by the system's clock, and
+/// would sleep for an hour if that is put back by one.
+const WAKE_EVERY: Duration = Duration::from_secs(1);
 /// How long a member that leaves waits for the group to hear of it.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// How long a share that was asked for takes to come when nothing is waited for.
@@ -358,6 +361,7 @@ impl Member {
     /// Follows rebalances until the membership is dropped or `stop` says so; then leaves the group.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let wake = Arc::clone(&self.group.wake);
+        let mut woken = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -367,6 +371,11 @@ impl Member {
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
             self.say_that_it_waits();
+            if woken.elapsed() >= WAKE_EVERY {
+                woken = Instant::now();
+                // What it answers is known; see `WAKE_EVERY`.
+                let _ = self.group.consumer().assignment();
+            }
             if let Err(error) = self.step() {
                 self.complain(self.group.failed(&error));
             }

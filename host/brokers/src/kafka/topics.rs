@@ -43,7 +43,8 @@ const EXCESS_MIN: u64 = 100;
 pub(super) struct Topics {
     pub(super) cluster: Arc<Cluster>,
     consumer: Arc<BaseConsumer<Context>>,
-    admin: AdminClient<Context>,
+    /// `None` only while it is being dropped.
+    admin: Option<AdminClient<Context>>,
     remembered: Mutex<HashMap<TopicName, (Instant, u32)>>,
     /// Bounds by number, of topics that this host knows to have one.
     bounds: Mutex<HashMap<TopicName, Bound>>,
@@ -68,11 +69,15 @@ impl Topics {
         let made = |error| cluster.failed("make a client", &error);
         Ok(Self {
             consumer: Arc::new(cluster.reader().create_with_context(cluster.context()).map_err(made)?),
-            admin: cluster.reader().create_with_context(cluster.context()).map_err(made)?,
+            admin: Some(cluster.reader().create_with_context(cluster.context()).map_err(made)?),
             cluster: Arc::clone(cluster),
             remembered: Mutex::default(),
             bounds: Mutex::default(),
         })
+    }
+
+    fn admin(&self) -> &AdminClient<Context> {
+        self.admin.as_ref().expect("it goes only when this is dropped")
     }
 
     /// Serves what librdkafka wants to tell.
@@ -244,7 +249,7 @@ impl Topics {
         {
             new = new.set(name, value);
         }
-        let made = self.admin.create_topics([&new], &self.options()).await;
+        let made = self.admin().create_topics([&new], &self.options()).await;
         self.check_each(&doing, made, &[RDKafkaErrorCode::TopicAlreadyExists])?;
         self.wait_for(topic, |partitions| partitions.is_some()).await
     }
@@ -252,7 +257,7 @@ impl Topics {
     async fn grow(&self, topic: &TopicName, partitions: u32) -> Result<(), BrokerError> {
         let doing = format!("give topic `{topic}` {partitions} partitions");
         let new = NewPartitions::new(topic.as_str(), partitions as usize);
-        let grown = self.admin.create_partitions([&new], &self.options()).await;
+        let grown = self.admin().create_partitions([&new], &self.options()).await;
         // Someone else may have come first; what is there now is looked at next.
         self.check_each(&doing, grown, &[RDKafkaErrorCode::InvalidPartitions])?;
         self.wait_for(topic, |found| found.is_some_and(|found| found >= partitions)).await.map(drop)
@@ -294,7 +299,7 @@ impl Topics {
         let doing = format!("set how topic `{topic}` is kept");
         let failed = |error| self.cluster.failed(&doing, &error);
         let resource = ResourceSpecifier::Topic(topic.as_str());
-        let described = self.admin.describe_configs([&resource], &self.options()).await.map_err(failed)?;
+        let described = self.admin().describe_configs([&resource], &self.options()).await.map_err(failed)?;
         let described = described.into_iter().next().and_then(Result::ok).ok_or_else(|| {
             self.cluster.refused(&doing, RDKafkaErrorCode::TopicAuthorizationFailed, "its configuration is not shown")
         })?;
@@ -313,7 +318,7 @@ impl Topics {
         for (name, value) in &wanted {
             change = change.set(name, value);
         }
-        let changed = self.admin.alter_configs([&change], &self.options()).await.map_err(failed)?;
+        let changed = self.admin().alter_configs([&change], &self.options()).await.map_err(failed)?;
         match changed.into_iter().find_map(Result::err) {
             Some((_, code)) => Err(self.cluster.refused(&doing, code, &code.to_string())),
             None => Ok(()),
@@ -440,12 +445,19 @@ impl Topics {
         if list.count() == 0 {
             return Ok(());
         }
-        let deleted = self.admin.delete_records(&list, &self.options()).await;
+        let deleted = self.admin().delete_records(&list, &self.options()).await;
         let deleted = deleted.map_err(|error| self.cluster.failed(&doing, &error))?;
         match deleted.elements().iter().find_map(|element| element.error().err()) {
             Some(error) => Err(self.cluster.failed(&doing, &error)),
             None => Ok(()),
         }
+    }
+}
+
+impl Drop for Topics {
+    fn drop(&mut self) {
+        // It waits for a thread of its own, whose waiting goes by the system's clock: long, if that was put back.
+        super::drop_elsewhere(self.admin.take());
     }
 }
 

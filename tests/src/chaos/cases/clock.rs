@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
+use synapse_test_servers::kafka::Kafka;
 
 use crate::chaos::{Case, Scene, World};
 use crate::checker::Promise;
@@ -30,6 +31,17 @@ pub(super) const CASES: &[Case] = &[
             let server = RedisServer::start()?;
             let scene = under(Scene::redis(&server)?, &clock);
             Ok(scene.keep(server).fault(move |world| move_about(world, &clock)))
+        },
+    },
+    Case {
+        name: "clock-host-kafka",
+        route: "kafka → same kafka",
+        what: "the host's clock is moved by an hour, forwards and back",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            let clock = Clock::new()?;
+            let scene = under(Scene::kafka(Kafka::shared()), &clock);
+            Ok(scene.fault(move |world| move_about(world, &clock)))
         },
     },
     Case {

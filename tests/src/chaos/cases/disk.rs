@@ -3,9 +3,12 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use synapse_test_servers::kafka::Kafka;
 
+use crate::PATIENCE;
 use crate::bus::{Endpoint, Topic};
 use crate::chaos::{Case, Scene, World};
 use crate::checker::Promise;
@@ -37,6 +40,13 @@ pub(super) const CASES: &[Case] = &[
         what: "the disk of Redis is full, with `appendfsync always`: Redis ends, and is started again",
         promise: Promise::EXACTLY_ONCE,
         scene: || fill_under_redis("always"),
+    },
+    Case {
+        name: "disk-full-kafka",
+        route: "kafka → same kafka",
+        what: "the disk of Kafka is full, and it gives up: it is started again once there is room",
+        promise: Promise::EXACTLY_ONCE,
+        scene: fill_under_kafka,
     },
     Case {
         name: "bit-flipped",
@@ -85,6 +95,27 @@ fn fill_under_redis(appendfsync: &'static str) -> Result<Scene> {
         if !server.is_running()? {
             server.resume()?;
         }
+        world.mended();
+        world.wait_for_output()
+    }))
+}
+
+fn fill_under_kafka() -> Result<Scene> {
+    let disk = Disk::new(1024)?;
+    let mut server = Kafka::start_with(1, &format!("log.dirs={}", disk.path().join("kafka").display()))?;
+    let scene = Scene::kafka(&server).lease("2s");
+    Ok(scene.fault(move |world| {
+        disk.fill(0)?;
+        let begun = Instant::now();
+        while !server.log(0).contains("No space left on device") {
+            ensure!(begun.elapsed() < PATIENCE, "Kafka does not notice that its disk is full");
+            world.wait(50..100);
+        }
+        world.wait(500..1500);
+        // If it has not ended by itself.
+        server.kill(0)?;
+        disk.free()?;
+        server.resume(0)?;
         world.mended();
         world.wait_for_output()
     }))

@@ -77,6 +77,19 @@ pub(super) const CASES: &[Case] = &[
             })
         },
     },
+    Case {
+        name: "network-slow-kafka",
+        route: KAFKA,
+        what: "all links to Kafka, also those of producers and readers, are too slow for the load for seconds",
+        promise: Promise::EXACTLY_ONCE,
+        scene: || {
+            kafka(|world, link| {
+                link.network.limit_inside(Some(512))?;
+                world.wait(3000..4000);
+                link.network.limit_inside(None)
+            })
+        },
+    },
 ];
 
 /// What lies between host and broker.
