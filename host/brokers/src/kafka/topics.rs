@@ -207,10 +207,19 @@ impl Topics {
             }
         }
         self.bind(topic, spec.retention.events);
-        self.info(topic).await?.ok_or_else(|| {
-            let why = "it was made just now, and not every server knows it yet";
-            self.cluster.refused(&format!("look topic `{topic}` up"), RDKafkaErrorCode::LeaderNotAvailable, why)
-        })
+        // Another server may be asked now than the one that knew it, and not know it yet.
+        let begun = Instant::now();
+        loop {
+            match self.info(topic).await? {
+                Some(info) => return Ok(info),
+                None if begun.elapsed() > APPEARS_WITHIN => {
+                    let why = "it was made just now, and not every server knows it yet";
+                    let doing = format!("look topic `{topic}` up");
+                    return Err(self.cluster.refused(&doing, RDKafkaErrorCode::LeaderNotAvailable, why));
+                }
+                None => tokio::time::sleep(APPEARS_LOOK).await,
+            }
+        }
     }
 
     /// Notes how many events a topic is to keep.
