@@ -116,14 +116,9 @@ impl Network {
     /// # Errors
     /// Without `tc`.
     pub fn limit(&self, kilobits_per_second: Option<u32>) -> Result<()> {
-        let rate = format!("{}kbit", kilobits_per_second.unwrap_or_default());
-        let discipline: &[&str] = match kilobits_per_second {
-            Some(_) => &["tbf", "rate", &rate, "burst", "4kb", "latency", "300ms"],
-            None => &["pfifo"],
-        };
-        let words = |interface| [["tc", "qdisc", "replace", "dev", interface, "root"].as_slice(), discipline].concat();
-        tool(&words(&self.name), "")?;
-        self.inside(&words("eth0"), "")
+        let rate = rate(kilobits_per_second);
+        tool(&limiting(&self.name, rate.as_deref(), "4kb"), "")?;
+        self.inside(&limiting("eth0", rate.as_deref(), "4kb"), "")
     }
 
     /// As [`Network::limit`], between those who are all inside.
@@ -131,13 +126,8 @@ impl Network {
     /// # Errors
     /// Without `tc`.
     pub fn limit_inside(&self, kilobits_per_second: Option<u32>) -> Result<()> {
-        let rate = format!("{}kbit", kilobits_per_second.unwrap_or_default());
         // A packet may be 64 KiB large there.
-        let discipline: &[&str] = match kilobits_per_second {
-            Some(_) => &["tbf", "rate", &rate, "burst", "70kb", "latency", "300ms"],
-            None => &["pfifo"],
-        };
-        self.inside(&[["tc", "qdisc", "replace", "dev", "lo", "root"].as_slice(), discipline].concat(), "")
+        self.inside(&limiting("lo", rate(kilobits_per_second).as_deref(), "70kb"), "")
     }
 
     /// Lets packets be again.
@@ -151,6 +141,21 @@ impl Network {
     fn inside(&self, words: &[&str], input: &str) -> Result<()> {
         tool(&[["ip", "netns", "exec", &self.name].as_slice(), words].concat(), input)
     }
+}
+
+/// As `tc` writes it.
+fn rate(kilobits_per_second: Option<u32>) -> Option<String> {
+    kilobits_per_second.map(|rate| format!("{rate}kbit"))
+}
+
+/// The words that let so much pass through an interface; without a rate, as much as comes.
+fn limiting<'w>(interface: &'w str, rate: Option<&'w str>, burst: &'w str) -> Vec<&'w str> {
+    let mut words = vec!["tc", "qdisc", "replace", "dev", interface, "root"];
+    match rate {
+        Some(rate) => words.extend(["tbf", "rate", rate, "burst", burst, "latency", "300ms"]),
+        None => words.push("pfifo"),
+    }
+    words
 }
 
 impl Drop for Network {

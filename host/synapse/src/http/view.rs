@@ -164,7 +164,7 @@ pub struct Pipeline {
     /// The host that tells this, as it is called where lanes have owners.
     #[serde(default)]
     pub host: String,
-    /// `starting`, `running`, `waiting` (for a Kafka that cannot be reached), `stopped` or `ended`.
+    /// `starting`, `running`, `waiting` (for a Kafka that cannot be reached, or for a share there), `stopped` or `ended`.
     pub state: String,
     /// Why it stopped or waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
